@@ -1,0 +1,1 @@
+"""Compiled kernels: address-level numba functions that a program calls from one loop."""

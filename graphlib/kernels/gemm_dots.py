@@ -1,0 +1,245 @@
+"""The kernel of matrix multiplication for few rows of A: B is read once, where it lies.
+
+Packing B would cost more than the product, so lanes run along k, and the lanes of a sum are
+added at the end.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.gemm_plan import CHUNK_FLOPS, Gemm, round_up, rows_of
+from yupana.graphlib.kernels.pointers import i64_array
+from yupana.graphlib.kernels.vector import (
+    I64,
+    ITEMSIZE,
+    LANES,
+    const,
+    load,
+    load_f32,
+    mask_below,
+    masked_load,
+    masked_store,
+    multiply_add,
+    prefetch,
+    shuffle,
+    vector,
+    void_intrinsic,
+    zeros,
+)
+
+ROWS = COLUMNS = 4  # rows of A and columns taken at once: their sums fit the registers
+
+
+class DotsRecord(NamedTuple):
+    """Record of `dots`; chunk = ((b0, b1), block of columns)."""
+
+    a: int
+    a_b0: int
+    a_b1: int
+    a_row: int
+    b: int
+    b_b0: int
+    b_b1: int
+    b_col: int
+    c: int
+    c_b0: int
+    c_b1: int
+    c_row: int
+    d: int
+    d_b0: int
+    d_b1: int
+    d_row: int
+    batch1: int
+    group0: int
+    group1: int
+    rows: int
+    cols: int
+    inner: int
+    cols_block: int
+
+
+def dots_record(gemm: Gemm) -> tuple[DotsRecord, int]:
+    """The record of a product and how many chunks it has."""
+    column = 2.0 * gemm.rows * gemm.inner
+    cols_block = min(round_up(CHUNK_FLOPS / 16 / max(column, 1.0), 16), gemm.cols)
+    record = DotsRecord(
+        *rows_of(gemm.a),
+        *rows_of(gemm.b),
+        *rows_of(gemm.c),
+        *rows_of(gemm.d),
+        gemm.batch[1],
+        *gemm.shared,
+        gemm.rows,
+        gemm.cols,
+        gemm.inner,
+        cols_block,
+    )
+    return record, gemm.batches * -(-gemm.cols // cols_block)
+
+
+def _sum_lanes(b: Any, values: list[Any]) -> Any:
+    """The sums over the lanes of four vectors, as one vector of four."""
+    n = values[0].type.count
+
+    def fold(x: Any, y: Any) -> Any:
+        even, odd = list(range(0, 2 * n, 2)), list(range(1, 2 * n, 2))
+        return b.fadd(shuffle(b, x, y, even), shuffle(b, x, y, odd))
+
+    total = fold(fold(values[0], values[1]), fold(values[2], values[3]))
+    while n > 4:  # n // 4 neighbouring lanes of each of the four are left
+        even, odd = list(range(0, n, 2)), list(range(1, n, 2))
+        total = b.fadd(shuffle(b, total, total, even), shuffle(b, total, total, odd))
+        n //= 2
+    return total
+
+
+def _dots(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
+    """Four columns by `rows` rows of dot products; see `_dotsR_T`."""
+    ahead = b.mul(args[3], const(COLUMNS))
+    a_rows, columns = starts(b, rows, args)
+    finish(b, _dot_sums(b, dtype, a_rows, columns, ahead, args[8]), args)
+
+
+def starts(b: Any, rows: int, args: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Addresses of the rows and of the columns that a call of `_dotsR_T` takes."""
+    a, a_row, x, x_row, *_, cols = args
+    columns = []
+    for j in range(COLUMNS):  # columns that do not exist repeat column 0
+        exists = b.icmp_signed("<", const(j), cols)
+        columns.append(b.add(x, b.select(exists, b.mul(x_row, const(j)), const(0))))
+    return [b.add(a, b.mul(a_row, const(r))) for r in range(rows)], columns
+
+
+def finish(b: Any, totals: list[list[Any]], args: list[Any]) -> None:
+    """Write the sums of the lanes of `totals`, of each column with each row."""
+    c, c_row, d, d_row, _, cols = args[4:]
+    mask = mask_below(b, cols, COLUMNS)
+    four = vector(COLUMNS)
+    for r in range(len(totals[0])):
+        result = _sum_lanes(b, [column[r] for column in totals])
+        place = b.add(d, b.mul(d_row, const(r)))
+        result = with_addend(b, result, d, partial(masked_load, b, four, place, mask, 4))
+        masked_store(b, result, b.add(c, b.mul(c_row, const(r))), mask)
+
+
+def _dot_sums(
+    b: Any, dtype: str, a_rows: list[Any], columns: list[Any], ahead: Any, count: Any
+) -> list[list[Any]]:
+    """The products of each column with each row, summed over k but for the lanes of a vector."""
+    kind, size = vector(), ITEMSIZE[dtype]
+
+    def products(k: Any, sums: list[list[Any]], mask: Any) -> list[list[Any]]:
+        def kept(value: Any) -> Any:
+            return value if mask is None else b.select(mask, value, zeros(kind))
+
+        left = [kept(load(b, kind, b.add(p, b.mul(k, const(4))), 4)) for p in a_rows]
+        added = []
+        for p, column in zip(columns, sums, strict=True):
+            value = kept(load_f32(b, dtype, b.add(p, b.mul(k, const(size))), LANES))
+            added.append([multiply_add(b, u, value, s) for u, s in zip(left, column, strict=True)])
+        return added
+
+    entry = b.block
+    head, body, tail, part, done = (
+        b.append_basic_block(name) for name in ("head", "body", "tail", "part", "done")
+    )
+    b.branch(head)
+    b.position_at_end(head)
+    k = b.phi(I64)
+    sums = [[b.phi(kind) for _ in a_rows] for _ in columns]
+    following = b.add(k, const(LANES))
+    b.cbranch(b.icmp_signed("<=", following, count), body, tail)
+    b.position_at_end(body)
+    for p in columns:  # the columns of the next call: the hardware follows four streams badly
+        prefetch(b, b.add(b.add(p, ahead), b.mul(k, const(size))))
+    added = products(k, sums, None)
+    b.branch(head)
+    k.add_incoming(const(0), entry)
+    k.add_incoming(following, body)
+    b.position_at_end(tail)
+    b.cbranch(b.icmp_signed("<", k, count), part, done)
+    b.position_at_end(part)  # the last LANES elements again, without those already counted
+    last = b.sub(count, const(LANES))
+    seen = mask_below(b, b.sub(k, last))
+    rest = products(last, sums, b.not_(seen))
+    b.branch(done)
+    b.position_at_end(done)
+    totals = [[b.phi(kind) for _ in a_rows] for _ in columns]
+    for j, i in product(range(len(columns)), range(len(a_rows))):
+        sums[j][i].add_incoming(zeros(kind), entry)
+        sums[j][i].add_incoming(added[j][i], body)
+        totals[j][i].add_incoming(sums[j][i], tail)
+        totals[j][i].add_incoming(rest[j][i], part)
+    return totals
+
+
+def with_addend(b: Any, value: Any, d: Any, read: Callable[[], Any]) -> Any:
+    """value + what `read` loads, or value where d is 0."""
+    before = b.block
+    added, after = b.append_basic_block("added"), b.append_basic_block("after")
+    b.cbranch(b.icmp_signed("!=", d, const(0)), added, after)
+    b.position_at_end(added)
+    total = b.fadd(value, read())
+    b.branch(after)
+    b.position_at_end(after)
+    result = b.phi(value.type)
+    result.add_incoming(value, before)
+    result.add_incoming(total, added)
+    return result
+
+
+# _dotsR_T(a, a_row, x, x_row, c, c_row, d, d_row, count, columns): C[i, j] = sum over
+# k < count of A[i, k] * X[j, k] (+ D[i, j]) for i < R and j < min(columns, COLUMNS), where k
+# is contiguous, A is f32 and X of dtype T; count >= LANES.
+_dots1_f32 = void_intrinsic("gemm_dots1_f32", 10, partial(_dots, 1, "f32"))
+_dots1_f16 = void_intrinsic("gemm_dots1_f16", 10, partial(_dots, 1, "f16"))
+_dots1_bf16 = void_intrinsic("gemm_dots1_bf16", 10, partial(_dots, 1, "bf16"))
+_dots4_f32 = void_intrinsic("gemm_dots4_f32", 10, partial(_dots, ROWS, "f32"))
+_dots4_f16 = void_intrinsic("gemm_dots4_f16", 10, partial(_dots, ROWS, "f16"))
+_dots4_bf16 = void_intrinsic("gemm_dots4_bf16", 10, partial(_dots, ROWS, "bf16"))
+
+_D = DotsRecord(*range(len(DotsRecord._fields)))  # word numbers
+# What a Kernel binds: the dot products of one row and of ROWS.
+dots_one: Any = None
+dots_four: Any = None
+
+
+def dots(record, begin, end, scratch):
+    """Chunks are ((b0, b1), block of columns): B is read once, where it lies."""
+    r = i64_array(record, len(_D))
+    blocks = (r[_D.cols] + r[_D.cols_block] - 1) // r[_D.cols_block]
+    a_row, b_col, c_row, d_row = r[_D.a_row], r[_D.b_col], r[_D.c_row], r[_D.d_row]
+    for chunk in range(begin, end):
+        batch = chunk // blocks
+        b0, b1 = batch // r[_D.batch1], batch % r[_D.batch1]
+        g0, g1 = b0 // r[_D.group0], b1 // r[_D.group1]
+        a = r[_D.a] + b0 * r[_D.a_b0] + b1 * r[_D.a_b1]
+        b = r[_D.b] + g0 * r[_D.b_b0] + g1 * r[_D.b_b1]
+        c = r[_D.c] + b0 * r[_D.c_b0] + b1 * r[_D.c_b1]
+        d = r[_D.d]
+        if d != 0:
+            d += b0 * r[_D.d_b0] + b1 * r[_D.d_b1]
+        j0 = chunk % blocks * r[_D.cols_block]
+        for j in range(j0, min(j0 + r[_D.cols_block], r[_D.cols]), COLUMNS):
+            columns = r[_D.cols] - j
+            i = 0
+            while i < r[_D.rows]:
+                u, w = a + i * a_row, c + i * c_row + j * 4
+                v = b + j * b_col
+                plus = d + i * d_row + j * 4 if d != 0 else 0
+                if r[_D.rows] - i >= ROWS:
+                    dots_four(u, a_row, v, b_col, w, c_row, plus, d_row, r[_D.inner], columns)
+                    i += ROWS
+                else:
+                    dots_one(u, a_row, v, b_col, w, c_row, plus, d_row, r[_D.inner], columns)
+                    i += 1
+
+
+DOTS = {
+    "f32": Kernel(dots, "f32", dots_one=_dots1_f32, dots_four=_dots4_f32),
+    "f16": Kernel(dots, "f16", dots_one=_dots1_f16, dots_four=_dots4_f16),
+    "bf16": Kernel(dots, "bf16", dots_one=_dots1_bf16, dots_four=_dots4_bf16),
+}

@@ -1,0 +1,235 @@
+"""Products of two quantised matrices: levels are multiplied as integers, exactly.
+
+For few rows of A in Q8_0. These are first laid out as the dot products like them: the levels of a
+row, then for every line of 32 a vector that puts right what B's levels are counted from, then the
+scales. A line costs one integer dot product and one float32 multiply-add, which is faster than
+with float32 rows; the result is the product of the numbers that both stand for.
+"""
+
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.gemm_dots import ROWS, dots, dots_record
+from yupana.graphlib.kernels.gemm_plan import Gemm, Matrix, has_near_outputs
+from yupana.graphlib.kernels.lanes import Cell, Lanes
+from yupana.graphlib.kernels.pointers import i64_array
+from yupana.graphlib.kernels.quant_dots import in_groups, lines_at
+from yupana.graphlib.kernels.quant_lines import I8, LINE, Line, lines_of, signed_levels
+from yupana.graphlib.kernels.step import Step
+from yupana.graphlib.kernels.vector import (
+    F32,
+    FEATURES,
+    HAS_AVX2,
+    I16,
+    I32,
+    const,
+    declare,
+    load,
+    loop,
+    multiply_add,
+    shuffle,
+    splat,
+    store,
+    vector,
+    void_intrinsic,
+    zeros,
+)
+from yupana.graphlib.quants import FORMATS
+
+_MOST_ROWS = 32  # beyond, A is worth expanding and B worth packing
+_UNROLL = 2  # blocks of a line
+_BYTES, _WORDS, _REALS = ir.VectorType(I8, LINE), ir.VectorType(I32, 8), vector(8)
+_HAS_VNNI = {"avx512vnni", "avx512vl"} <= FEATURES
+# How the instruction's intrinsic takes its bytes changed with LLVM 22.
+_VNNI_BYTES = _BYTES if llvm.llvm_version_info[0] >= 22 else _WORDS
+
+
+def suits(gemm: Gemm) -> bool:
+    """Whether `lower` takes this product, of A in Q8_0 and a quantised B, and is fast at it."""
+    return gemm.rows <= _MOST_ROWS and has_near_outputs(gemm)
+
+
+def workspace_bytes(gemm: Gemm) -> int:
+    """Bytes of workspace that the steps of `lower` share."""
+    return gemm.batches * gemm.rows * _row_bytes(gemm.inner)
+
+
+def lower(gemm: Gemm, workspace: int) -> list[Step]:
+    """The steps of a product that `suits`."""
+    each, b = _row_bytes(gemm.inner), gemm.b.dtype
+    row, sizes = gemm.a.strides[:3], (gemm.batch[1], gemm.rows, gemm.inner)
+    laid_out = LayOutRecord(gemm.a.address, *row, workspace, each, *sizes)
+    n_rows = gemm.batches * gemm.rows
+    a_strides = (gemm.batch[1] * gemm.rows * each, gemm.rows * each, each, 1)
+    levels = replace(gemm, a=Matrix(workspace, "Q8_0", a_strides))
+    record, chunks = dots_record(levels)
+    ns = 20.0 + gemm.batches * gemm.cols * gemm.inner * max(0.05, 0.025 * gemm.rows)
+    return [
+        Step(LAY_OUT[b], laid_out, n_rows, 20.0 + 0.1 * n_rows * gemm.inner),
+        Step(LEVEL_DOTS[b], record, chunks, ns),
+    ]
+
+
+def _row_bytes(inner: int) -> int:
+    """Bytes of one row of A as laid out: levels, corrections, scales."""
+    return -(-(2 * inner + inner // LINE * 4) // 64) * 64
+
+
+def _dot(b: Any, first: Any, unsigned: Any, signed: Any) -> Any:
+    """first + products of <32 x i8>; four of the eight sums are over the first 16 of them."""
+    if _HAS_VNNI:
+        kinds = [_WORDS, _VNNI_BYTES, _VNNI_BYTES]
+        function = declare(b.module, "llvm.x86.avx512.vpdpbusd.256", _WORDS, kinds)
+        return b.call(
+            function, [first, b.bitcast(unsigned, _VNNI_BYTES), b.bitcast(signed, _VNNI_BYTES)]
+        )
+    halves = []
+    for start in (0, LINE // 2):
+        lanes = list(range(start, start + LINE // 2))
+        wide = ir.VectorType(I16, LINE // 2)
+        x = b.zext(shuffle(b, unsigned, unsigned, lanes), wide)
+        y = b.sext(shuffle(b, signed, signed, lanes), wide)
+        pairs = _pairs(b, x, y)
+        low, high = (shuffle(b, pairs, pairs, list(range(k, k + 4))) for k in (0, 4))
+        halves.append(b.add(low, high))
+    return b.add(first, shuffle(b, halves[0], halves[1], list(range(8))))
+
+
+def _pairs(b: Any, x: Any, y: Any) -> Any:
+    """Products of <16 x i16>, some two of them added to each of eight sums."""
+    if HAS_AVX2:
+        function = declare(b.module, "llvm.x86.avx2.pmadd.wd", _WORDS, [x.type] * 2)
+        return b.call(function, [x, y])
+    wide = ir.VectorType(I32, LINE // 2)
+    products = b.mul(b.sext(x, wide), b.sext(y, wide))
+    low, high = (shuffle(b, products, products, list(range(k, k + 8))) for k in (0, 8))
+    return b.add(low, high)
+
+
+def _lay_out(name: str, b: Any, args: list[Any]) -> None:
+    """`_lay_out_T(source, out, count)`: a row of Q8_0 for products with rows of type T."""
+    source, out, count = args
+    corrections = b.add(out, count)
+    scales = b.add(corrections, count)
+
+    def line(k: Any) -> None:
+        (x,) = lines_of(b, "Q8_0", b.add(source, b.mul(k, const(FORMATS["Q8_0"].nbytes))))
+        levels = signed_levels(b, x)
+        sums = _dot(b, zeros(_WORDS), ir.Constant(_BYTES, [1] * LINE), levels)
+        at = b.mul(k, const(LINE))
+        store(b, levels, b.add(out, at), 1)
+        if _counts_from_zero(name):
+            store(b, b.fmul(b.sitofp(sums, _REALS), x.scale(8)), b.add(corrections, at))
+        else:
+            store(b, b.neg(sums), b.add(corrections, at))
+        store(b, x.scale(1), b.add(scales, b.mul(k, const(4))))
+
+    loop(b, const(0), b.sdiv(count, const(LINE)), 1, line)
+
+
+def _counts_from_zero(name: str) -> bool:
+    """Whether levels of this type are without sign, and lines have offsets."""
+    return name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
+
+
+def _add_line(b: Any, line: Line, x: Any, places: tuple[Any, Any], total: Cell) -> None:
+    """Add a line's products with levels `x`; places of its correction and scale."""
+    correction, scale = places
+    first = zeros(_WORDS)
+    if line.zero:
+        shift = ir.Constant(_WORDS, [line.zero.bit_length() - 1] * 8)
+        first = b.shl(load(b, _WORDS, correction, 4), shift)
+    value = b.sitofp(_dot(b, first, line.levels, x), _REALS)
+    factor = b.fmul(line.scale(8), splat(b, load(b, F32, scale, 4), 8))
+    found = multiply_add(b, value, factor, total.get().value)
+    if line.offset is not None:
+        found = multiply_add(b, load(b, _REALS, correction, 4), line.offset(8), found)
+    total.set(Lanes(b, found))
+
+
+def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
+    """As in quant_dots, of rows of A that `_lay_out` wrote."""
+    block, count = FORMATS[name].block, args[8]
+
+    def sums_of(a_rows: list[Any], columns: list[Any], ahead: Any) -> list[list[Any]]:
+        sums = [[Cell(Lanes(b, zeros(_REALS))) for _ in a_rows] for _ in columns]
+
+        def add_block(k: Any) -> None:
+            found = [lines_at(b, name, w, ahead, k) for w in columns]
+            for i, lines in enumerate(zip(*found, strict=True)):
+                at = b.add(b.mul(k, const(block)), const(LINE * i))
+                for r, start in enumerate(a_rows):
+                    levels = b.add(start, at)
+                    scales = b.add(b.add(start, b.mul(count, const(2))), b.sdiv(at, const(8)))
+                    x = load(b, _BYTES, levels, 1)
+                    for line, totals in zip(lines, sums, strict=True):
+                        _add_line(b, line, x, (b.add(levels, count), scales), totals[r])
+
+        def add_blocks(k: Any) -> None:
+            for u in range(_UNROLL):
+                add_block(b.add(k, const(u)))
+
+        n_blocks = b.sdiv(count, const(block))
+        unrolled = const(0)
+        if block == LINE:
+            unrolled = b.sub(n_blocks, b.srem(n_blocks, const(_UNROLL)))
+            loop(b, const(0), n_blocks, _UNROLL, add_blocks)
+        loop(b, unrolled, n_blocks, 1, add_block)
+        return [[total.get().value for total in totals] for totals in sums]
+
+    in_groups(b, rows, 1, args, sums_of)
+
+
+_lay_out_of = {
+    name: void_intrinsic(f"quant_lay_out_{name}", 3, partial(_lay_out, name)) for name in FORMATS
+}
+_dots_of = {
+    (rows, name): void_intrinsic(f"quant_levels{rows}_{name}", 10, partial(_dots, rows, name))
+    for rows, name in product((1, ROWS), FORMATS)
+}
+
+
+class LayOutRecord(NamedTuple):
+    """Record of `lay_out_rows`; chunk = ((b0, b1), row)."""
+
+    a: int
+    a_b0: int
+    a_b1: int
+    a_row: int
+    out: int
+    out_row: int
+    batch1: int
+    rows: int
+    inner: int
+
+
+_L = LayOutRecord(*range(len(LayOutRecord._fields)))  # word numbers
+lay_out: Any = None  # what a Kernel binds
+
+
+def lay_out_rows(record, begin, end, scratch):
+    """Chunks are rows of A, one after the other in the output."""
+    r = i64_array(record, len(_L))
+    for chunk in range(begin, end):
+        batch, row = chunk // r[_L.rows], chunk % r[_L.rows]
+        b0, b1 = batch // r[_L.batch1], batch % r[_L.batch1]
+        a = r[_L.a] + b0 * r[_L.a_b0] + b1 * r[_L.a_b1] + row * r[_L.a_row]
+        lay_out(a, r[_L.out] + chunk * r[_L.out_row], r[_L.inner])
+
+
+LAY_OUT = {name: Kernel(lay_out_rows, name, lay_out=_lay_out_of[name]) for name in FORMATS}
+LEVEL_DOTS = {
+    name: Kernel(
+        dots,
+        f"levels_{name}",
+        dots_one=_dots_of[1, name],
+        dots_four=_dots_of[ROWS, name],
+    )
+    for name in FORMATS
+}

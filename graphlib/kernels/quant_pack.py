@@ -1,0 +1,66 @@
+"""Packing of quantised matrix operands: blocks to float32 panels, for products of many rows.
+
+A group of lines is expanded near the processor and packed from there, so that a quantised matrix
+never exists in float32 as a whole.
+"""
+
+from functools import partial
+from typing import Any
+
+from llvmlite import ir
+from numba import int64, void
+
+from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.gemm_pack import pack_lines
+from yupana.graphlib.kernels.gemm_plan import K_BLOCK
+from yupana.graphlib.kernels.quant_lines import LINE, lines_of, numbers
+from yupana.graphlib.kernels.vector import (
+    F32,
+    LANES,
+    const,
+    loop,
+    store,
+    void_intrinsic,
+)
+from yupana.graphlib.quants import FORMATS
+
+
+def _pack(name: str, b: Any, args: list[Any]) -> None:
+    """Pack one group; see gemm_pack.call_pack. `count` is at most K_BLOCK, whole blocks."""
+    source, line, stride, out, out_k, count, lines = args
+    block = FORMATS[name].block
+    with b.goto_entry_block():
+        place = b.alloca(ir.ArrayType(F32, LANES * K_BLOCK))
+    near = b.ptrtoint(place, ir.IntType(64))
+
+    def expand(i: Any) -> None:
+        row, to = b.add(source, b.mul(i, line)), b.add(near, b.mul(i, const(4 * K_BLOCK)))
+
+        def one(k: Any) -> None:
+            start = b.add(to, b.mul(k, const(4 * block)))
+            for m, part in enumerate(lines_of(b, name, b.add(row, b.mul(k, stride)))):
+                store(b, numbers(b, part), b.add(start, const(4 * LINE * m)))
+
+        loop(b, const(0), b.sdiv(count, const(block)), 1, one)
+
+    loop(b, const(0), lines, 1, expand)
+    pack_lines(b, "f32", near, const(4 * K_BLOCK), out, out_k, count, lines)
+
+
+pack: Any = None  # what a Kernel binds
+
+
+def pack_blocks(source, line, k_stride, out, out_k, count, lines):
+    """One of the intrinsics below as a function with an address."""
+    pack(source, line, k_stride, out, out_k, count, lines)
+
+
+PACK_BLOCKS = {
+    name: Kernel(
+        pack_blocks,
+        name,
+        signature=void(*[int64] * 7),
+        pack=void_intrinsic(f"quant_pack_{name}", 7, partial(_pack, name)),
+    )
+    for name in FORMATS
+}

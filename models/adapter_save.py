@@ -1,0 +1,77 @@
+"""Writing adapters: as GGUF for llama.cpp, and as ggla for its former programs."""
+
+from __future__ import annotations
+
+import struct
+from os import PathLike
+
+import numpy as np
+
+from yupana.graphlib.errors import SettingError
+from yupana.models.formats import write_gguf
+from yupana.models.formats.ggla import ALIGNMENT, GGLA_MAGIC, VERSION
+from yupana.models.formats.gguf_writer import atomic_write
+from yupana.models.lora import EMBEDDING, Adapter, Floats
+
+
+def save_adapter(path: str | PathLike[str], adapter: Adapter) -> None:
+    """Write a GGUF adapter that llama.cpp loads, whole or not at all.
+
+    Raises:
+        SettingError: row lengths were trained (DoRA), for which GGUF has no place.
+        OSError: the system cannot write.
+    """
+    _refuse_magnitudes(adapter, "GGUF adapter")
+    metadata = {
+        "general.type": "adapter",
+        "general.architecture": adapter.architecture,
+        "general.name": adapter.name,
+        "general.file_type": 0,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": np.float32(adapter.alpha or 0.0),  # 0: B A as it is
+    }
+    tensors = {}
+    for name, (a, b) in adapter.pairs.items():
+        # Of the embedding, whose rows are picked, a file's A is (V, R) and its B (D, R).
+        first, second = (b, a.T) if name == EMBEDDING else (a, b)
+        tensors[f"{name}.lora_a"] = np.ascontiguousarray(first)
+        tensors[f"{name}.lora_b"] = np.ascontiguousarray(second)
+    write_gguf(path, metadata, tensors)
+
+
+def save_ggla(path: str | PathLike[str], adapter: Adapter) -> None:
+    """Write an adapter as ggml's finetune did, whole or not at all.
+
+    The format has one whole number each for rank and alpha: what pairs of other ranks, or alpha's
+    fraction, need beyond them goes into B.
+
+    Raises:
+        SettingError: row lengths were trained (DoRA), for which ggla has no place.
+        OSError: the system cannot write.
+    """
+    _refuse_magnitudes(adapter, "ggla file")
+    rank = max(adapter.rank_of(name) for name in adapter.pairs)
+    alpha = max(1, round(adapter.alpha or rank))
+    with atomic_write(path) as file:
+        file.write(struct.pack("<4I", GGLA_MAGIC, VERSION, rank, alpha))
+        for name, (a, b) in adapter.pairs.items():
+            factor = np.float32(adapter.scale_of(name) * rank / alpha)
+            for part, values in (("A", a.T), ("B", b * factor)):
+                file.write(_record(f"{name}.lora{part}", values, file.tell()))
+
+
+def _record(name: str, values: Floats, position: int) -> bytes:
+    """Axes, length of the name, type 0 (F32), sizes from the last axis on, name, data."""
+    raw = name.encode()
+    sizes = reversed(values.shape)
+    head = struct.pack(f"<3I{values.ndim}I", values.ndim, len(raw), 0, *sizes) + raw
+    gap = -(position + len(head)) % ALIGNMENT
+    return head + bytes(gap) + values.astype("<f4").tobytes()
+
+
+def _refuse_magnitudes(adapter: Adapter, what: str) -> None:
+    if adapter.magnitudes:
+        raise SettingError(
+            f"adapter {adapter.name!r}: got trained row lengths (DoRA), which a {what} has no "
+            "place for. Write a PEFT folder, or merge it with `yupana export-lora`."
+        )

@@ -1,0 +1,252 @@
+"""What all decoder models share: weights in any form, adapters beside them, places for a cache.
+
+A model records graphs; it runs nothing. `linear` and `embed` are the only places where a weight
+matrix is applied, so quantised weights and adapters are looked after here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Protocol
+from weakref import WeakValueDictionary
+
+from yupana.graphlib.context import Context
+from yupana.graphlib.errors import SettingError, ShapeError
+from yupana.graphlib.ops import cast, get_rows, mul_mat, reshape
+from yupana.graphlib.tensor import Tensor
+from yupana.models.lora import Adapter, AttachedAdapter, Beside
+
+# Mixes the values: (layer, q (B, T, H, K), k (B, T, G, K), v (B, T, G, V)) to (B, T, H * V).
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Sizes(Protocol):
+    """What a cache needs to know of a model; the configurations of all models have it."""
+
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def n_head(self) -> int: ...
+    @property
+    def n_head_kv(self) -> int: ...
+    @property
+    def head_width(self) -> int: ...
+    @property
+    def value_width(self) -> int: ...
+
+
+class Decoder(ABC):
+    """A model that reads tokens and scores what follows each.
+
+    Args:
+        sizes: of the model, whatever else its configuration says.
+        context: owner of new weights, and of what graphs share.
+        rounds: round what meets a quantised matrix to eight bits (Q8_0) first, as llama.cpp does;
+            products are then of integers, which for a few tokens takes half the time. Without,
+            products are exact.
+    """
+
+    architecture: ClassVar[str]  # as in `general.architecture`
+
+    def __init__(self, sizes: Sizes, context: Context | None, rounds: bool) -> None:
+        self.sizes = sizes
+        self.context = Context() if context is None else context
+        self.rounds = rounds
+        self._weights: dict[str, Tensor] = {}
+        self._attached: dict[str, Beside] = {}
+        self._revision = 0
+        # The node that rounds a tensor, by the tensor's id: it keeps the tensor alive itself.
+        self._rounded: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+
+    def _take(
+        self,
+        weights: Mapping[str, Tensor],
+        needed: Mapping[str, tuple[int, ...]],
+        optional: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        """Use `weights` as they are, after comparing their shapes."""
+        for name, shape in {**needed, **optional}.items():
+            if name in weights and weights[name].shape == shape and weights[name].dtype.is_real:
+                self._weights[name] = weights[name]
+            elif name in weights or name in needed:
+                got = weights.get(name, "nothing")
+                raise ShapeError(f"model: weight {name}: got {got}, want real numbers {shape}.")
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Name to weight, as in a file."""
+        return self._weights
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of elements of all weights."""
+        return sum(weight.size for weight in self._weights.values())
+
+    @abstractmethod
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        attend: Attend | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Record everything before the output matrix.
+
+        Args:
+            tokens: (B, T) i32; ids outside the vocabulary give NaN.
+            positions: (T,) i32; None: 0, 1, …
+            attend: how tokens see others; None: each sees itself and those before it.
+            wanted: (n,) i32, rows of the B·T that are asked for; None: all.
+        Returns:
+            (B, T, D), or (n, D) of those wanted.
+        """
+
+    @abstractmethod
+    def output(self, hidden: Tensor) -> Tensor:
+        """Record the output matrix: (…, D) to (…, V)."""
+
+    @abstractmethod
+    def moved(self, keys: Tensor, by: Tensor) -> Tensor:
+        """Record keys as they would be at other positions.
+
+        Args:
+            keys: (T, G, K) float, as `hidden` gave them to `attend`.
+            by: (T,) i32, how far each is moved.
+        Raises:
+            SettingError: the model learned its positions; its keys cannot be moved.
+        """
+
+    @property
+    def reach(self) -> int | None:
+        """Positions that a token can have; None: any."""
+        return None
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Record the scores of each next token.
+
+        Args:
+            tokens: (B, T) i32, T at most n_ctx; ids outside the vocabulary give NaN.
+        Returns:
+            (B, T, V) f32.
+        Raises:
+            ShapeError: `tokens` is not (B, T) or T is beyond n_ctx.
+        """
+        return self.output(self.hidden(tokens))
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """Record x · Wᵀ, with bias and adapters where there are some: (…, inputs) to (…, outputs).
+
+        Args:
+            name: of the weight without its last part, as "blk.0.attn_q".
+        """
+        w = self._weights[f"{name}.weight"]
+        rounds = self.rounds and w.dtype.is_quantized
+        y = mul_mat(w, self._round(x) if rounds else x)
+        for adapter in self._attached.values():
+            y = adapter.add_product(f"{name}.weight", x, y)
+        bias = self._weights.get(f"{name}.bias")
+        return y if bias is None else y + bias
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Record the rows of the embedding that `tokens` name: (…) i32 to (…, D)."""
+        name = "token_embd.weight"
+        x = get_rows(self._weights[name], tokens)
+        for adapter in self._attached.values():
+            x = adapter.add_rows(name, tokens, x)
+        return x
+
+    def gain(self, name: str) -> Tensor:
+        """Record the factors of a norm, (D,)."""
+        w = self._weights[f"{name}.weight"]
+        for adapter in self._attached.values():
+            w = adapter.add_delta(f"{name}.weight", w)
+        return w
+
+    @property
+    def adapters(self) -> Mapping[str, float]:
+        """Name to scale of the adapters in use."""
+        parts = self._attached.items()
+        return {name: part.scale for name, part in parts if isinstance(part, AttachedAdapter)}
+
+    @property
+    def revision(self) -> int:
+        """A number that changes when graphs recorded before are no longer those of the model."""
+        return self._revision
+
+    def attach(self, adapter: Adapter, scale: float = 1.0) -> None:
+        """Use an adapter in graphs recorded from now on, beside those attached already.
+
+        Args:
+            scale: multiplies what the adapter adds; `set_scale` changes it in graphs that exist.
+        Raises:
+            SettingError: an adapter of that name is attached, or it is for another model.
+        """
+        if adapter.name in self._attached:
+            raise SettingError(
+                f"attach: adapter {adapter.name!r} is attached already: got it twice, want each "
+                "once. Give one of them another name."
+            )
+        if adapter.architecture != self.architecture:
+            raise SettingError(
+                f"attach: adapter {adapter.name!r}: got one for {adapter.architecture!r}, want one "
+                f"for {self.architecture!r}."
+            )
+        adapter.check_shapes({name: w.shape for name, w in self._weights.items()})
+        self.attach_part(adapter.name, AttachedAdapter(adapter, scale, self._weights))
+
+    def attach_part(self, name: str, part: Beside) -> None:
+        """Record `part` beside the weights in graphs from now on: an adapter that is trained."""
+        self._attached[name] = part
+        self._revision += 1
+
+    def detach(self, name: str) -> None:
+        """Leave an adapter out of graphs recorded from now on.
+
+        Raises:
+            SettingError: there is no such adapter.
+        """
+        if name not in self._attached:
+            raise self._unknown(name)
+        del self._attached[name]
+        self._revision += 1
+
+    def set_scale(self, name: str, scale: float) -> None:
+        """Change an adapter's scale, in graphs recorded before too.
+
+        Raises:
+            SettingError: there is no such adapter.
+        """
+        part = self._attached.get(name)
+        if not isinstance(part, AttachedAdapter):
+            raise self._unknown(name)
+        part.scale = scale
+
+    def _unknown(self, name: str) -> SettingError:
+        names = [*self._attached]
+        return SettingError(f"adapters: no such adapter: got {name!r}, want one of {names}.")
+
+    def _round(self, x: Tensor) -> Tensor:
+        rounded = self._rounded.get(id(x))
+        if rounded is None:
+            rounded = self._rounded[id(x)] = cast(x, "Q8_0")
+        return rounded
+
+    def _check_tokens(self, tokens: Tensor, what: str) -> None:
+        n_ctx = self.sizes.n_ctx
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= n_ctx:
+            raise ShapeError(
+                f"{what}: tokens: got {tokens.shape}, want (batch, time) with time from 1 to n_ctx "
+                f"= {n_ctx}. Shorten the input, or train with a larger n_ctx."
+            )
+
+
+def picked(x: Tensor, wanted: Tensor | None) -> Tensor:
+    """The rows `wanted` of (B, T, D) counted over both axes, (n, D); all of `x` for None."""
+    return x if wanted is None else get_rows(reshape(x, (-1, x.shape[-1])), wanted)

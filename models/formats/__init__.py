@@ -1,0 +1,17 @@
+"""Model files: GGUF today; every reader treats the bytes it gets as hostile."""
+
+from yupana.models.formats.gguf import GgufFile, TensorInfo, write_gguf
+from yupana.models.formats.gguf_metadata import Metadata, MissingEntry, expect
+from yupana.models.formats.gguf_writer import atomic_write, temporary_of, temporary_path
+
+__all__ = [
+    "GgufFile",
+    "Metadata",
+    "MissingEntry",
+    "TensorInfo",
+    "atomic_write",
+    "expect",
+    "temporary_of",
+    "temporary_path",
+    "write_gguf",
+]

@@ -1,0 +1,200 @@
+"""The metadata of a GGUF file as a mapping whose values are decoded when asked for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from yupana.graphlib.errors import FileFormatError
+from yupana.models.formats.gguf_cursor import Cursor, shown
+from yupana.models.formats.gguf_types import ARRAY, BOOL, STRING, VALUE_TYPES, ValueType
+
+Value: TypeAlias = bool | int | float | str | list[str] | np.ndarray[Any, Any]
+
+
+class MissingEntry(FileFormatError, KeyError):
+    """A key or tensor that the file does not have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show the repr
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    kind: ValueType
+    count: int | None  # None: one value; else the length of an array
+    position: int  # of the value, or of the array's first element
+    end: int  # of the value
+
+
+class Metadata(Mapping[str, Value]):
+    """Key to value, in the file's order; nothing but positions is held until a value is read.
+
+    Scalars come as bool, int, float or str; arrays of strings as a list (decoded once), other
+    arrays as a read-only NumPy array (a view of the file where its byte order is ours).
+    """
+
+    def __init__(self, cursor: Cursor, entries: dict[str, _Entry]) -> None:
+        self._cursor = cursor
+        self._entries = entries
+        self._texts: dict[str, list[str]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __getitem__(self, key: str) -> Value:
+        entry = self._entry(key)
+        cursor = self._cursor.at(entry.position)
+        if entry.count is not None:
+            return self._array(key, cursor, entry)
+        if entry.kind is STRING:
+            return cursor.text(f"value of {shown(key)}")
+        value = cursor.number(str(entry.kind.dtype), f"value of {shown(key)}")
+        return bool(value) if entry.kind is BOOL else value
+
+    def type_name(self, key: str) -> str:
+        """The type in the file, as "UINT32" or "ARRAY[STRING]"."""
+        entry = self._entry(key)
+        return entry.kind.name if entry.count is None else f"ARRAY[{entry.kind.name}]"
+
+    def length(self, key: str) -> int:
+        """Number of elements of an array, without decoding it; 1 for one value."""
+        count = self._entry(key).count
+        return 1 if count is None else count
+
+    def position(self, key: str) -> int:
+        """Byte at which the value stands in the file."""
+        return self._entry(key).position
+
+    def typed(self) -> dict[str, Any]:
+        """All values so that `write_gguf` writes each with the type it has here."""
+        typed: dict[str, Any] = {}
+        for key, entry in self._entries.items():
+            value: Any = self[key]
+            if entry.count is None and entry.kind not in (STRING, BOOL):
+                value = np.dtype(entry.kind.dtype).type(value)
+            typed[key] = value
+        return typed
+
+    def _entry(self, key: str) -> _Entry:
+        if key not in self._entries:
+            raise MissingEntry(
+                f"{self._cursor.path}: no metadata {shown(key)}: got {len(self)} other keys, want "
+                "it among them. The file may be of another kind than expected."
+            )
+        return self._entries[key]
+
+    def _array(self, key: str, cursor: Cursor, entry: _Entry) -> Value:
+        kind = entry.kind
+        if kind.dtype is None:
+            if key not in self._texts:
+                self._texts[key] = _strings(key, cursor, entry)
+            return list(self._texts[key])
+        raw: np.ndarray[Any, Any] = np.ndarray(
+            (entry.count or 0,), cursor.order + kind.dtype, cursor.data, cursor.position
+        )
+        array = raw != 0 if kind is BOOL else raw.astype(raw.dtype.newbyteorder("="), copy=False)
+        array.flags.writeable = False
+        return array
+
+
+def _strings(key: str, cursor: Cursor, entry: _Entry) -> list[str]:
+    unpack, width = cursor.count_struct.unpack_from, cursor.count_struct.size
+    data = bytes(cursor.data[entry.position : entry.end])  # bytes decode faster than a view
+    texts: list[str] = []
+    position = 0
+    try:
+        for _ in range(entry.count or 0):  # lengths were checked when the file was opened
+            start = position + width
+            end = start + unpack(data, position)[0]
+            texts.append(data[start:end].decode())
+            position = end
+    except UnicodeDecodeError as e:
+        bad = position + width + e.start
+        what = f"element {len(texts)} of {shown(key)}"
+        got = f"byte {data[bad]:#04x} at {entry.position + bad}"
+        raise cursor.error(what, got, "UTF-8 text", entry.position + position) from None
+    return texts
+
+
+def read_metadata(cursor: Cursor, count: int) -> Metadata:
+    """Find `count` key/value pairs from the cursor on; values are checked to lie in the file."""
+    entries: dict[str, _Entry] = {}
+    for i in range(count):
+        start = cursor.position
+        key = cursor.text(f"key {i} of {count}")
+        if key in entries:
+            raise cursor.error(f"key {i}", f"{shown(key)} again", "each key once", start)
+        entries[key] = _read_entry(cursor, f"value of {shown(key)}")
+    return Metadata(cursor, entries)
+
+
+def _read_entry(cursor: Cursor, what: str) -> _Entry:
+    start = cursor.position
+    number = cursor.number("u4", f"type of {what}")
+    is_array = number == ARRAY
+    if is_array:
+        start = cursor.position
+        number = cursor.number("u4", f"element type of {what}")
+    if number not in VALUE_TYPES:
+        want = "0 to 12 but not 9, an array in an array" if is_array else "a type from 0 to 12"
+        raise cursor.error(f"type of {what}", number, want, start)
+    kind = VALUE_TYPES[number]
+    count = None
+    if is_array:
+        count = cursor.count(f"length of {what}", kind.size or cursor.count_struct.size)
+    first = cursor.position
+    cursor.skip_value(kind, 1 if count is None else count, what)
+    return _Entry(kind, count, first, cursor.position)
+
+
+_KINDS: dict[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int, np.integer),
+    float: (float, int, np.floating, np.integer),
+    str: (str,),
+    list: (list, tuple, np.ndarray),
+}
+
+
+def expect(metadata: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    """The value of `key` as `kind`, so that a wrong type in a file is an error where it is read.
+
+    Args:
+        metadata: of a file, or a plain mapping as `write_gguf` takes it.
+        key: full key.
+        kind: bool, int, float, str or list (of any array).
+        default: what a missing key gives; None: a missing key is an error.
+
+    Raises:
+        MissingEntry: there is no such key and no default.
+        FileFormatError: the value is of another kind.
+
+    >>> expect({"llama.block_count": 4}, "llama.block_count", int)
+    4
+    >>> expect({}, "llama.rope.freq_base", float, 10000.0)
+    10000.0
+    """
+    if key not in metadata:
+        if default is not None:
+            return default
+        raise MissingEntry(
+            f"metadata: no {shown(key)}: got {len(metadata)} other keys, want it among them. "
+            "The file may be of another kind than expected."
+        )
+    value: Any = metadata[key]
+    if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind is not bool):
+        raise FileFormatError(
+            f"metadata: {shown(key)} has the wrong type: got {type(value).__name__} "
+            f"{shown(value)}, want {kind.__name__}. The file was written by a faulty program."
+        )
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return kind(value)

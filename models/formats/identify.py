@@ -1,0 +1,60 @@
+"""What kind of model file a path leads to, by its first bytes."""
+
+import struct
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+from yupana.graphlib.errors import FileFormatError
+from yupana.models.formats.ggla import GGLA_MAGIC
+from yupana.models.formats.ggml_container import GGML_MAGIC
+from yupana.models.formats.gguf_cursor import shown
+from yupana.models.formats.gguf_types import MAGIC
+from yupana.models.formats.llama2c import LLAMA2C_MAGIC
+
+Kind = Literal["gguf", "ggml", "ggla", "llama2c", "safetensors", "hub"]
+_MAGICS: dict[int, Kind] = {
+    int.from_bytes(MAGIC, "little"): "gguf",
+    GGML_MAGIC: "ggml",
+    GGLA_MAGIC: "ggla",
+    LLAMA2C_MAGIC: "llama2c",
+}
+_HEAD = 28  # bytes of the sizes with which a file of llama2.c's version 0 starts
+_LARGEST = 1 << 24  # no size of a model is beyond
+
+
+def identify(path: str | PathLike[str]) -> Kind:
+    """The kind of a model file or folder.
+
+    Raises:
+        FileFormatError: it is of none of the kinds.
+        OSError: the system cannot read it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return "hub"
+        raise FileFormatError(
+            f"{path}: not a model's folder: got no config.json in it, want one, and weights in "
+            "safetensors."
+        )
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    kind = _MAGICS.get(int.from_bytes(head[:4], "little"))
+    if kind is not None:
+        return kind
+    if head[8:9] == b"{":
+        return "safetensors"
+    if len(head) == _HEAD and _are_sizes(struct.unpack("<7i", head)):
+        return "llama2c"
+    raise FileFormatError(
+        f"{path}: not a model file: got the first bytes {shown(head[:8])}, want those of GGUF, "
+        "ggml, ggla, safetensors or llama2.c."
+    )
+
+
+def _are_sizes(numbers: tuple[int, ...]) -> bool:
+    """Whether they can be the header of a model of llama2.c, which has no magic."""
+    dim, _, _, n_heads, n_kv_heads, n_vocab, _ = numbers
+    rest = (*numbers[:5], abs(n_vocab), numbers[6])
+    return all(0 < n < _LARGEST for n in rest) and dim % n_heads == 0 and n_heads >= n_kv_heads

@@ -1,0 +1,147 @@
+"""`config.json` of a Llama on Hugging Face's hub as the sizes of our model."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yupana.graphlib.errors import FileFormatError, SettingError
+from yupana.models.formats.gguf_cursor import shown
+from yupana.models.llama import LlamaConfig
+
+_ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
+
+
+class HubConfig:
+    """A Llama's `config.json`, checked.
+
+    Args:
+        path: of the file, for errors.
+        values: what it holds.
+
+    Raises:
+        FileFormatError: another architecture, an entry missing or out of range, or a feature that
+            llama.cpp's architecture "llama" does not have.
+
+    Attributes:
+        sizes: of the model.
+        frequency_factors: what the speed of each pair's rotation is divided by, (K/2,); None: 1.
+
+    >>> values = dict(architectures=["LlamaForCausalLM"], vocab_size=9, hidden_size=8)
+    >>> values |= dict(intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    >>> HubConfig(Path("config.json"), values).sizes.head_width
+    4
+    """
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self._path, self._values = path, values
+        self._check_kind()
+        heads = self._count("num_attention_heads")
+        rope = self._rope()
+        theta = self._number(values, "rope_theta", 10000.0)
+        base = self._number(rope, "rope_theta", theta)
+        n_ctx = self._count("max_position_embeddings", 2048)
+        head_width = self._count("head_dim", max(1, self._count("hidden_size") // heads))
+        self.frequency_factors: NDArray[np.float32] | None = None
+        if rope.get("rope_type", rope.get("type")) == "llama3":
+            self.frequency_factors = self._factors(rope, base, head_width)
+        try:
+            self.sizes = LlamaConfig(
+                n_vocab=self._count("vocab_size"),
+                n_ctx=n_ctx,
+                n_embd=self._count("hidden_size"),
+                n_layer=self._count("num_hidden_layers"),
+                n_head=heads,
+                n_head_kv=self._count("num_key_value_heads", heads),
+                n_ff=self._count("intermediate_size"),
+                head_width=head_width,
+                rms_eps=self._number(values, "rms_norm_eps", 1e-6),
+                rope_base=base,
+                tied=values.get("tie_word_embeddings") is True,
+                **self._scaling(rope, n_ctx),
+            )
+        except SettingError as e:
+            raise FileFormatError(f"{path}: the sizes do not fit: {e}") from None
+
+    def _check_kind(self) -> None:
+        values = self._values
+        named = values.get("architectures")
+        names = named if isinstance(named, list) else [named]
+        if not any(name in _ARCHITECTURES for name in names):
+            raise self._wrong("architectures", named, f"one of {', '.join(_ARCHITECTURES)}")
+        if values.get("quantization_config"):
+            raise self._wrong("quantization_config", "one", "an unquantised model")
+        if values.get("hidden_act", "silu") != "silu":
+            raise self._wrong("hidden_act", values["hidden_act"], "'silu'")
+
+    def _rope(self) -> dict[str, Any]:
+        """What is said of rotary positions: `rope_parameters`, formerly `rope_scaling`."""
+        for key in ("rope_parameters", "rope_scaling"):
+            value = self._values.get(key)
+            if isinstance(value, dict):
+                return value
+            if value is not None:
+                raise self._wrong(key, value, "a JSON object")
+        return {}
+
+    def _scaling(self, rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
+        """The fields that slow the rotation down, for contexts longer than those trained on."""
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind in ("default", "llama3"):
+            return {}
+        if kind not in ("linear", "yarn"):
+            raise self._wrong("rope_type", kind, "'default', 'linear', 'llama3' or 'yarn'")
+        factor = self._number(rope, "factor")
+        if kind == "linear":
+            return {"rope_scale": 1 / factor}
+        if rope.get("mscale_all_dim") or rope.get("mscale"):
+            raise self._wrong("mscale", rope.get("mscale"), "'attention_factor' instead")
+        # Theirs is the whole factor, ours multiplies YaRN's own.
+        usual = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
+        magnitude = self._number(rope, "attention_factor", usual)
+        return {
+            "rope_scale": 1 / factor,
+            "yarn": 1.0,
+            "n_ctx_orig": int(self._number(rope, "original_max_position_embeddings", n_ctx)),
+            "rope_magnitude": magnitude / (1 + 0.1 * math.log(factor)),
+            "beta_fast": self._number(rope, "beta_fast", 32.0),
+            "beta_slow": self._number(rope, "beta_slow", 1.0),
+        }
+
+    def _factors(self, rope: Mapping[str, Any], base: float, width: int) -> NDArray[np.float32]:
+        """Llama 3.1's scaling: short waves stay, long ones are stretched, those between in part."""
+        factor = self._number(rope, "factor", 8.0)
+        low = self._number(rope, "low_freq_factor", 1.0)
+        high = self._number(rope, "high_freq_factor", 4.0)
+        n_ctx = self._number(rope, "original_max_position_embeddings", 8192)
+        if high <= low:
+            raise self._wrong("high_freq_factor", high, f"more than low_freq_factor {low}")
+        waves = 2 * math.pi * base ** (np.arange(0, width, 2) / width)
+        staying = np.clip((n_ctx / waves - low) / (high - low), 0, 1)
+        factors: NDArray[np.float32] = (1 / ((1 - staying) / factor + staying)).astype(np.float32)
+        return factors
+
+    def _count(self, key: str, default: int | None = None) -> int:
+        value = self._values.get(key)
+        if value is None and default is not None:
+            return default
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise self._wrong(key, value, "a whole number of at least 1")
+        return value
+
+    def _number(self, values: Mapping[str, Any], key: str, default: float | None = None) -> float:
+        value: Any = values.get(key)
+        if value is None and default is not None:
+            return float(default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self._wrong(key, value, "a positive number")
+        return float(value)
+
+    def _wrong(self, key: str, got: object, want: str) -> FileFormatError:
+        return FileFormatError(
+            f"{self._path}: {shown(key)}: got {shown(got)}, want {want}. llama.cpp's architecture "
+            "'llama' has no other."
+        )

@@ -1,0 +1,165 @@
+"""What a model file holds, whatever its format: entries, tensors, and totals."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yupana.models.formats import GgufFile, TensorInfo
+from yupana.models.formats.ggla import read_ggla
+from yupana.models.formats.ggml_container import read_ggml
+from yupana.models.formats.hub_folder import read_hub_folder
+from yupana.models.formats.identify import identify
+from yupana.models.formats.llama2c import read_llama2c
+from yupana.models.formats.safetensors_file import read_safetensors
+from yupana.models.formats.stored import StoredTensor
+
+_SHOWN = 8  # elements of a list
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A list in a file: what its elements are, how many, and the first of them."""
+
+    kind: str
+    length: int
+    first: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSummary:
+    """One tensor, as the file calls it; its shape in NumPy's order."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a file holds.
+
+    Attributes:
+        format: of the file, as "GGUF version 3, little-endian".
+        holds: "model", "adapter", "checkpoint", "vocabulary" or "tensors".
+        entries: what is said beside the tensors; lists as `Listed`.
+        tensors: in the file's order.
+    """
+
+    path: Path
+    format: str
+    holds: str
+    entries: dict[str, Any]
+    tensors: list[TensorSummary]
+
+    @property
+    def n_elements(self) -> int:
+        """Elements of all tensors."""
+        return sum(int(np.prod(tensor.shape, dtype=object)) for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Type to number of tensors, the most frequent first."""
+        return dict(Counter(tensor.type for tensor in self.tensors).most_common())
+
+
+def inspect_file(path: str | PathLike[str]) -> Summary:
+    """Say what is in a file of GGUF, ggml, ggla, llama2.c or safetensors, or in a hub's folder.
+
+    Raises:
+        FileFormatError: it is of none of these kinds, or damaged.
+        OSError: the system cannot read it.
+
+    >>> import tempfile
+    >>> from yupana.models.formats import write_gguf
+    >>> path = Path(tempfile.mkdtemp()) / "m.gguf"
+    >>> write_gguf(path, {"general.name": "tiny"}, {"w": np.eye(2, dtype=np.float32)})
+    >>> summary = inspect_file(path)
+    >>> summary.format, summary.holds, summary.n_elements
+    ('GGUF version 3, little-endian', 'tensors', 4)
+    """
+    path = Path(path)
+    kind = identify(path)
+    if kind == "gguf":
+        return _gguf(path)
+    if kind == "ggml":
+        old = read_ggml(path)
+        words = Listed(
+            "bytes", len(old.words), [w.decode("utf-8", "replace") for w in old.words[:_SHOWN]]
+        )
+        said = {**old.sizes, "file type": old.file_type, "tokens": words}
+        return Summary(path, "ggml (gpt-2, starcoder)", "model", said, _tensors(old.tensors))
+    if kind == "ggla":
+        adapter = read_ggla(path)
+        ranks: dict[str, Any] = {"rank": adapter.rank, "alpha": adapter.alpha}
+        return Summary(path, "ggla version 1", "adapter", ranks, _tensors(adapter.tensors))
+    if kind == "llama2c":
+        model = read_llama2c(path)
+        sizes: dict[str, Any] = dict(model.sizes)
+        sizes |= {"group size": model.group} if model.group else {}
+        name = f"llama2.c version {model.version}"
+        return Summary(path, name, "model", sizes, _tensors(model.tensors))
+    if kind == "hub":
+        folder = read_hub_folder(path)
+        config = {key: _entry(value) for key, value in folder.config.items()}
+        return Summary(path, "Hugging Face folder", "model", config, _tensors(folder.tensors))
+    weights = read_safetensors(path)
+    return Summary(
+        path, "safetensors", "tensors", dict(weights.metadata), _tensors(weights.tensors)
+    )
+
+
+def _gguf(path: Path) -> Summary:
+    with GgufFile(path) as file:
+        m = file.metadata
+        entries: dict[str, Any] = {}
+        for key in m:
+            kind = m.type_name(key)
+            if kind.startswith("ARRAY"):
+                entries[key] = Listed(kind[6:-1].lower(), m.length(key), _first(m[key]))
+            else:
+                entries[key] = m[key]
+        name = f"GGUF version {file.version}, {file.byte_order}-endian"
+        return Summary(
+            path, name, _holds(entries, len(file.tensors)), entries, _tensors(file.tensors)
+        )
+
+
+def _holds(entries: Mapping[str, Any], n_tensors: int) -> str:
+    if "training.type" in entries:
+        return "checkpoint"
+    if entries.get("general.type") == "adapter":
+        return "adapter"
+    if "general.architecture" not in entries:
+        return "tensors"
+    if not n_tensors and "tokenizer.ggml.tokens" in entries:
+        return "vocabulary"
+    return "model"
+
+
+def _tensors(tensors: Mapping[str, TensorInfo] | Mapping[str, StoredTensor]) -> list[TensorSummary]:
+    every: Iterable[TensorInfo | StoredTensor] = tensors.values()
+    return [TensorSummary(t.name, t.shape, t.type, t.nbytes) for t in every]
+
+
+def _entry(value: Any) -> Any:
+    """A value of JSON, with lists cut short."""
+    if isinstance(value, list):
+        kinds = sorted({type(v).__name__ for v in value})
+        return Listed(" or ".join(kinds) or "nothing", len(value), value[:_SHOWN])
+    return value
+
+
+def _first(values: Any) -> list[Any]:
+    first = values[:_SHOWN]
+    return list(first.tolist() if isinstance(first, np.ndarray) else first)

@@ -1,0 +1,227 @@
+"""LLaMA models as GGUF files, with the keys of llama.cpp."""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from yupana.graphlib.context import Context
+from yupana.graphlib.dtypes import Dtype, bf16, dtype_of, from_storage, to_storage
+from yupana.graphlib.errors import FileFormatError, SettingError
+from yupana.models.conversion import Described
+from yupana.models.formats import GgufFile, TensorInfo, expect, write_gguf
+from yupana.models.llama import Llama, LlamaConfig
+from yupana.models.vocabulary import Vocabulary
+from yupana.models.vocabulary_gguf import read_vocabulary, vocabulary_metadata
+
+_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}  # general.file_type: that of most tensors
+_SCALINGS = ("linear", "yarn")
+_READABLE = ("F32", "F16", "BF16", "F64")
+
+
+def save_llama(
+    path: str | PathLike[str],
+    model: Llama,
+    vocabulary: Vocabulary | Mapping[str, Any] | None = None,
+    dtype: str = "f32",
+    name: str = "yupana",
+) -> None:
+    """Write a model that llama.cpp opens, whole or not at all.
+
+    Args:
+        vocabulary: one made here, or the entries of that of another file, see `read_words`.
+        dtype: of the matrices: f32, f16 or bf16. Norms stay f32, as llama.cpp wants them.
+        name: shown by programs that open the file.
+    Raises:
+        SettingError: another dtype, or a vocabulary of another size than the model's.
+        OSError: the system cannot write.
+    """
+    if dtype not in _FILE_TYPES:
+        raise SettingError(f"save_llama: dtype: got {dtype!r}, want {', '.join(_FILE_TYPES)}.")
+    n_vocab = model.config.n_vocab
+    entries = vocabulary if isinstance(vocabulary, Mapping) else vocabulary_metadata(vocabulary)
+    size = len(entries.get("tokenizer.ggml.tokens", range(n_vocab)))
+    if size != n_vocab:
+        raise SettingError(
+            f"save_llama: the vocabulary is not the model's: got {size} tokens, want {n_vocab}."
+        )
+    metadata = {**llama_metadata(model.config), **entries}
+    metadata |= {"general.name": name, "general.file_type": _FILE_TYPES[dtype]}
+    kind = dtype_of(dtype)
+    tensors = {key: _stored(array, kind) for key, array in model.arrays().items()}
+    write_gguf(path, metadata, tensors)
+
+
+def load_llama(
+    path: str | PathLike[str], context: Context | None = None
+) -> tuple[Llama, Vocabulary | None]:
+    """Read a model and its vocabulary; the weights become f32 parameters.
+
+    Raises:
+        FileFormatError: no GGUF file, another architecture, or tensors that do not fit.
+        OSError: the system cannot read.
+    """
+    with GgufFile(path) as file:
+        config = read_config(file)
+        vocabulary = read_vocabulary(file.metadata)
+        if vocabulary is not None and len(vocabulary) != config.n_vocab:
+            raise FileFormatError(
+                f"{path}: vocabulary and embedding differ: got {len(vocabulary)} tokens, want "
+                f"{config.n_vocab}, one per row of token_embd.weight."
+            )
+        wanted = Llama(config, Context(no_alloc=True)).weights
+        infos = {name: file.tensors[name] for name in wanted}
+        for name, weight in wanted.items():  # before the memory is taken
+            _check_tensor(path, infos[name], weight.shape)
+        model = Llama(config, context)
+        for name, weight in model.weights.items():
+            weight.set(_values(infos[name]))
+    return model, vocabulary
+
+
+def llama_metadata(config: LlamaConfig) -> dict[str, Any]:
+    """The architecture's entries, as llama.cpp reads them."""
+    c = config
+    entries = {
+        "general.architecture": "llama",
+        "llama.vocab_size": c.n_vocab,
+        "llama.context_length": c.n_ctx,
+        "llama.embedding_length": c.n_embd,
+        "llama.block_count": c.n_layer,
+        "llama.feed_forward_length": c.n_ff,
+        "llama.attention.head_count": c.n_head,
+        "llama.attention.head_count_kv": c.n_head_kv,
+        "llama.attention.layer_norm_rms_epsilon": c.rms_eps,
+        "llama.rope.dimension_count": c.n_rot,
+        "llama.rope.freq_base": c.rope_base,
+    }
+    if c.rope_scale != 1 or c.yarn:
+        entries["llama.rope.scaling.type"] = "yarn" if c.yarn else "linear"
+        entries["llama.rope.scaling.factor"] = 1 / c.rope_scale
+    usual = {
+        "head_width": c.n_embd // c.n_head,
+        "value_width": c.n_embd // c.n_head,
+        "n_ctx_orig": c.n_ctx,
+        "yarn": round(c.yarn),  # follows from the scaling's type
+    }
+    for key, field in _UNUSUAL.items():
+        if getattr(c, field) != usual.get(field, getattr(LlamaConfig, field)):
+            entries[f"llama.{key}"] = getattr(c, field)
+    return entries
+
+
+# Entries that only unusual models need, and the fields they give.
+_UNUSUAL = {
+    "attention.key_length": "head_width",
+    "attention.value_length": "value_width",
+    "rope.scaling.original_context_length": "n_ctx_orig",
+    "rope.scaling.attn_factor": "rope_magnitude",
+    "rope.scaling.yarn_ext_factor": "yarn",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+}
+
+
+def read_config(file: Described) -> LlamaConfig:
+    """The sizes of the model in a file.
+
+    Raises:
+        FileFormatError: another architecture, or an entry missing, wrong, or out of range.
+    """
+    m = file.metadata
+    architecture = expect(m, "general.architecture", str)
+    if architecture != "llama":
+        raise FileFormatError(f"{file.path}: architecture: got {architecture!r}, want 'llama'.")
+    if experts := expect(m, "llama.expert_count", int, 0):
+        raise FileFormatError(f"{file.path}: llama.expert_count: got {experts}, want none.")
+    n_head = _heads(m, "llama.attention.head_count")
+    n_layer = expect(m, "llama.block_count", int)
+    if n_layer > len(file.tensors):  # a number that lies must not build a model of that size
+        raise FileFormatError(
+            f"{file.path}: llama.block_count: got {n_layer}, want at most the {len(file.tensors)} "
+            "tensors there are."
+        )
+    try:
+        return LlamaConfig(
+            n_vocab=file.tensors["token_embd.weight"].shape[0],
+            n_ctx=expect(m, "llama.context_length", int),
+            n_embd=expect(m, "llama.embedding_length", int),
+            n_layer=n_layer,
+            n_head=n_head,
+            n_head_kv=_heads(m, "llama.attention.head_count_kv", n_head),
+            n_ff=expect(m, "llama.feed_forward_length", int),
+            n_rot=expect(m, "llama.rope.dimension_count", int, 0),
+            rms_eps=expect(m, "llama.attention.layer_norm_rms_epsilon", float),
+            rope_base=expect(m, "llama.rope.freq_base", float, 10000.0),
+            rope_scale=_rope_scale(m),
+            tied="output.weight" not in file.tensors,
+            **_unusual(m),
+        )
+    except (SettingError, IndexError, OverflowError) as e:
+        raise FileFormatError(f"{file.path}: the sizes do not fit: {e}") from None
+
+
+def _heads(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A number of heads; some files give it for each layer, the same for all."""
+    value = metadata.get(key, default)
+    if not isinstance(value, list | tuple | np.ndarray):
+        return int(expect(metadata, key, int, default))
+    counts = {int(n) for n in expect(metadata, key, list)}
+    if len(counts) != 1:
+        raise SettingError(f"{key}: got {sorted(counts)}, want the same for all layers.")
+    return counts.pop()
+
+
+def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that a file seldom sets."""
+    heads = _heads(metadata, "llama.attention.head_count")
+    fields: dict[str, Any] = {
+        "value_width": expect(metadata, "llama.embedding_length", int) // max(heads, 1)
+    }
+    if expect(metadata, "llama.rope.scaling.type", str, "linear") == "yarn":
+        fields["yarn"] = 1.0
+    for key, field in _UNUSUAL.items():
+        kind = int if field in ("head_width", "value_width", "n_ctx_orig") else float
+        if f"llama.{key}" in metadata:
+            fields[field] = expect(metadata, f"llama.{key}", kind)
+    return fields
+
+
+def _rope_scale(metadata: Mapping[str, Any]) -> float:
+    """The factor of positions: the inverse of what files call the scaling factor."""
+    kind = expect(metadata, "llama.rope.scaling.type", str, "linear")
+    older: float = expect(metadata, "llama.rope.scale_linear", float, 1.0)
+    factor: float = expect(metadata, "llama.rope.scaling.factor", float, older)
+    if kind == "none" or (kind not in _SCALINGS and factor == 1):
+        return 1.0
+    if kind not in _SCALINGS or not factor > 0:
+        want = "'linear' or 'yarn' by more than 0"
+        raise SettingError(f"rope scaling: got {kind!r} by {factor}, want {want}.")
+    return 1.0 / factor
+
+
+def _stored(array: np.ndarray[Any, Any], kind: Dtype) -> Any:
+    if array.ndim == 1 or kind.name == "f32":
+        return array.astype(np.float32, copy=False)
+    stored = to_storage(array, kind)
+    return ("BF16", array.shape, stored) if kind is bf16 else stored
+
+
+def _check_tensor(path: str | PathLike[str], info: TensorInfo, shape: tuple[int, ...]) -> None:
+    if info.shape != shape:
+        raise FileFormatError(
+            f"{path}: shape of {info.name}: got {info.shape}, want {shape} by the metadata."
+        )
+    if info.type not in _READABLE:
+        raise FileFormatError(
+            f"{path}: type of {info.name}: got {info.type}, want one of {', '.join(_READABLE)}. "
+            "Quantised models cannot be read yet."
+        )
+
+
+def _values(info: TensorInfo) -> np.ndarray[Any, Any]:
+    data = info.data
+    if info.type != "BF16":
+        return data
+    return from_storage(data.astype(np.uint16), bf16)  # in our byte order

@@ -1,0 +1,54 @@
+"""Model files as models whose weights lie in the mapped file."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import numpy as np
+
+from yupana.graphlib.context import Context
+from yupana.graphlib.dtypes import f32
+from yupana.graphlib.errors import FileFormatError, ShapeError
+from yupana.graphlib.tensor import Tensor
+from yupana.models.formats import GgufFile, expect
+from yupana.models.llama import Llama
+from yupana.models.llama_gguf import read_config
+from yupana.models.starcoder import StarCoder
+from yupana.models.starcoder_gguf import read_starcoder_config
+
+
+def load_model(source: str | PathLike[str] | GgufFile, rounds: bool = True) -> Llama | StarCoder:
+    """The model in a GGUF file, its weights of the types they have there and where they lie.
+
+    Args:
+        source: path, or a file opened with other options than the usual ones.
+        rounds: round what meets quantised matrices, as llama.cpp does; see `Decoder`.
+    Raises:
+        FileFormatError: no GGUF file, an architecture other than llama and starcoder, or tensors
+            that do not fit the sizes it names.
+        OSError: the system cannot read.
+    """
+    if not isinstance(source, GgufFile):
+        with GgufFile(source) as file:
+            return load_model(file, rounds)
+    architecture = expect(source.metadata, "general.architecture", str)
+    context = Context()
+    try:
+        if architecture == "starcoder":
+            sizes = read_starcoder_config(source)
+            return StarCoder(sizes, _weights(source, context), context, rounds)
+        return Llama(read_config(source), context, _weights(source, context), rounds)
+    except ShapeError as e:
+        raise FileFormatError(f"{source.path}: {e}") from None
+
+
+def _weights(file: GgufFile, context: Context) -> dict[str, Tensor]:
+    """Every tensor of a file; norms and biases, and what is of f64, as f32 copies if need be."""
+    weights = {}
+    for name, info in file.tensors.items():
+        is_small = len(info.shape) == 1 and info.type in ("F16", "F64")
+        if is_small or info.type == "F64":
+            weights[name] = context.tensor(np.asarray(info.data), f32, name)
+        else:
+            weights[name] = file.tensor(context, name)
+    return weights

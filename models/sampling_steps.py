@@ -1,0 +1,213 @@
+"""The steps of the sampling chain that narrow the choice or change its temperature.
+
+Each takes candidates and gives back candidates, as the sampler of llama.cpp that it is named
+after. Where llama.cpp computes in float32, these compute in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yupana.models.sampling_math import (
+    LN2,
+    Floats,
+    entropy,
+    exp,
+    log,
+    log_of,
+    power,
+    soft_max,
+    total,
+)
+
+Ids = NDArray[np.int64]
+
+_ROW = 64  # scores looked at together
+# Sums of probabilities are compared with this much tolerance for rounding.
+_SLACK = 1e-12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Tokens that may come next.
+
+    Attributes:
+        ids: (n,) token ids.
+        scores: (n,) logits.
+        is_sorted: the best stand first; equal ones in the order they had before.
+        is_whole: all tokens, in order of id.
+    """
+
+    ids: Ids
+    scores: Floats
+    is_sorted: bool = False
+    is_whole: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def best_first(self) -> Candidates:
+        """The same, sorted."""
+        if self.is_sorted:
+            return self
+        return replace(self[np.argsort(-self.scores, kind="stable")], is_sorted=True)
+
+    def __getitem__(self, at: NDArray[Any] | slice) -> Candidates:
+        """Those at the places `at`, which are in order."""
+        return Candidates(self.ids[at], self.scores[at], self.is_sorted)
+
+    def with_scores(self, scores: Floats) -> Candidates:
+        """The same tokens with other scores."""
+        return Candidates(self.ids, scores, is_whole=self.is_whole)
+
+    def places(self, tokens: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which of `tokens` (each once) are candidates, and at which places."""
+        if self.is_whole:
+            which = np.flatnonzero(tokens < len(self))
+            return which, tokens[which]
+        _, which, places = np.intersect1d(tokens, self.ids, assume_unique=True, return_indices=True)
+        return which, places
+
+
+def top_k(c: Candidates, k: int) -> Candidates:
+    """Keep the `k` best; 0 keeps all."""
+    if not 0 < k < len(c):
+        return c
+    if c.is_sorted:
+        return c[:k]
+    rows = len(c) // _ROW
+    if rows > k:  # the k best rows hold k scores as good as the worst of their best
+        best = c.scores[: rows * _ROW].reshape(rows, _ROW).max(axis=1)
+        c = c[np.flatnonzero(c.scores >= np.partition(best, rows - k)[rows - k])]
+    last = np.partition(c.scores, len(c) - k)[len(c) - k]
+    above = np.flatnonzero(c.scores > last)
+    ties = np.flatnonzero(c.scores == last)[: k - len(above)]
+    return c[np.sort(np.concatenate([above, ties]))].best_first()
+
+
+def tail_free(c: Candidates, z: float, min_keep: int = 0) -> Candidates:
+    """Cut where the curve of sorted probabilities runs flat (Phénix 2019).
+
+    The sizes of its second differences, as parts of their sum, are added up until they exceed `z`.
+    """
+    if z >= 1 or len(c) <= 2:
+        return c
+    c = c.best_first()
+    bends = np.abs(np.diff(soft_max(c.scores), 2))
+    whole = total(bends)
+    parts = bends / whole if whole > 1e-6 else np.full_like(bends, 1 / len(bends))
+    beyond = np.flatnonzero(np.cumsum(parts) > z + _SLACK)
+    beyond = beyond[beyond >= max(min_keep, 1)]
+    return c[: int(beyond[0])] if len(beyond) else c
+
+
+def typical(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
+    """Keep the tokens whose surprise is nearest to the expected one, up to probability `p`.
+
+    Locally typical sampling (Meister et al. 2022): surprise is -log p(token), expected is the
+    entropy.
+    """
+    if p >= 1:
+        return c
+    c = c.best_first()
+    probabilities = soft_max(c.scores)
+    surprise = np.full_like(probabilities, np.inf)
+    is_possible = probabilities > 0
+    surprise[is_possible] = -log(probabilities[is_possible])
+    order = np.argsort(np.abs(surprise - entropy(probabilities)), kind="stable")
+    beyond = np.flatnonzero(np.cumsum(probabilities[order]) > p + _SLACK)
+    count = int(beyond[0]) + 1 if len(beyond) else len(c)
+    return c[np.sort(order[: max(count, min_keep)])]
+
+
+def top_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
+    """Keep the fewest of the best whose probabilities add up to `p` (Holtzman et al. 2019)."""
+    if p >= 1:
+        return c
+    c = c.best_first()
+    sums = np.cumsum(soft_max(c.scores))
+    count = int(np.searchsorted(sums, p - _SLACK)) + 1
+    return c[: max(count, min_keep)]
+
+
+def min_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
+    """Keep the tokens at least `p` times as probable as the best one."""
+    if p <= 0:
+        return c
+    least = c.scores.max() + log_of(p)
+    is_kept = c.scores >= least
+    if np.count_nonzero(is_kept) < min_keep:
+        return c.best_first()[:min_keep]
+    return c[np.flatnonzero(is_kept)]
+
+
+def top_n_sigma(c: Candidates, n: float) -> Candidates:
+    """Keep the scores within `n` standard deviations of the best one; n <= 0 keeps all."""
+    if n <= 0 or len(c) < 2:
+        return c
+    some = c.scores[c.scores > -np.inf]
+    offsets = some - total(some) / len(some)
+    sigma = (total(offsets * offsets) / len(some)) ** 0.5
+    return c[np.flatnonzero(c.scores >= c.scores.max() - n * sigma)]
+
+
+def exclude_top(c: Candidates, threshold: float, min_keep: int = 0) -> Candidates:
+    """XTC: of the tokens with probability `threshold` or more, keep only the least probable."""
+    if threshold > 0.5 or len(c) < 2:
+        return c
+    c = c.best_first()
+    first = int(np.count_nonzero(soft_max(c.scores) >= threshold)) - 1
+    if first <= 0 or len(c) - first < min_keep:
+        return c
+    return c[first:]
+
+
+def temperature(c: Candidates, temp: float, span: float = 0.0, exponent: float = 1.0) -> Candidates:
+    """Divide the scores by the temperature; at 0 or below only the best token stays.
+
+    With `span` > 0 the temperature moves within [temp - span, temp + span] with the entropy: its
+    share of the greatest possible one, to the power `exponent`, says how far up.
+    """
+    if span > 0 and len(c) > 1:
+        share = min(max(entropy(soft_max(c.scores)) / log_of(len(c)), 0.0), 1.0)
+        least = max(0.0, temp - span)
+        temp = least + (temp + span - least) * power(share, exponent)
+    if temp <= 0:
+        best = int(np.argmax(c.scores))
+        return c[np.array([best])]
+    return replace(c, scores=c.scores / temp)
+
+
+def mirostat_cut(c: Candidates, mu: float, n_vocab: int, m: int = 100) -> Candidates:
+    """Mirostat 1: the best k tokens, whose expected surprise is `mu` bits (Basu et al. 2020).
+
+    k follows from the exponent s of Zipf's law, fitted to the `m` best scores.
+    """
+    c = c.best_first()
+    if len(c) < 2:
+        return c
+    ranks = np.arange(1, min(m, len(c)), dtype=np.float64)
+    steps = log((ranks + 1) / ranks)
+    falls = -np.diff(c.scores[: len(ranks) + 1])
+    falls = falls[np.isfinite(falls)]
+    steps = steps[: len(falls)]
+    s = total(steps * falls) / total(steps * steps) if len(falls) else 0.0
+    if s <= 0:  # all scores are equal: no law to fit
+        return c
+    excess = s - 1
+    # excess / (1 - n^-excess), whose limit at excess = 0 is 1 / log(n)
+    log_n = log_of(n_vocab)
+    factor = 1 / log_n if abs(excess) < 1e-9 else excess / (1 - float(exp(-excess * log_n)))
+    log_k = (log_of(factor) + mu * LN2) / s
+    return c[: max(1, int(exp(min(log_k, log_of(len(c))) + _SLACK)))]
+
+
+def mirostat_2_cut(c: Candidates, mu: float) -> Candidates:
+    """Mirostat 2: the tokens whose surprise is at most `mu` bits, and the best one always."""
+    c = c.best_first()
+    least = float(exp(-max(mu, 0.0) * LN2))
+    return c[: max(1, int(np.count_nonzero(soft_max(c.scores) >= least * (1 - _SLACK))))]

@@ -1,0 +1,28 @@
+"""Hypothesis profiles: `pytest --hypothesis-profile=thorough` draws a hundred times more."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from yupana.graphlib.op import REGISTRY
+
+# Kernels compile on first use, which may fall into any example: no deadline, no verdict on speed.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+
+# The same few examples in every run: a failure is the change's, and the run is short.
+settings.register_profile("default", **_COMMON, max_examples=15, derandomize=True, database=None)
+settings.register_profile(
+    "ci", **_COMMON, max_examples=100, derandomize=True, database=None, print_blob=True
+)
+# New examples in every run; failing ones are kept and tried first next time.
+settings.register_profile("thorough", **_COMMON, max_examples=2000, print_blob=True)
+settings.load_profile("default")  # hypothesis itself would choose by the CI variable
+
+
+@pytest.fixture(autouse=True)
+def registry_as_it_was():
+    """Ops that a test declares are gone after it."""
+    before = dict(REGISTRY)
+    yield
+    if len(REGISTRY) != len(before):
+        REGISTRY.clear()
+        REGISTRY.update(before)

@@ -1,0 +1,110 @@
+"""Quantised types: ggml's own bytes, and the kernels beside the definition."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yupana.graphlib import quants
+from yupana.graphlib.errors import DtypeError, ShapeError
+from yupana.graphlib.kernels import quant_rows
+from yupana.graphlib.kernels.compiler import function_type
+from yupana.graphlib.kernels.quant_rows import quantize_rows
+
+NAMES = list(quants.FORMATS)
+# Values `x` (40, 512) float32, what ggml quantises them to in each type, and the SHA-256 of
+# what ggml expands that to.
+REFERENCE = np.load(Path(__file__).parent / "data" / "quants.npz")
+
+
+def differing_blocks(got: Any, want: Any, nbytes: int) -> int:
+    return int((got != want).reshape(-1, nbytes).any(1).sum())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_definition_is_that_of_ggml_byte_for_byte(name: str) -> None:
+    fmt = quants.FORMATS[name]
+    assert differing_blocks(quants.quantize(REFERENCE["x"], name), REFERENCE[name], fmt.nbytes) == 0
+    expanded = quants.dequantize(REFERENCE[name], name)
+    assert expanded.dtype == np.float32
+    assert hashlib.sha256(expanded.tobytes()).digest() == REFERENCE[f"{name}_sha256"].tobytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_definition_is_that_of_the_gguf_package(name: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    fmt, kind = quants.FORMATS[name], gguf.GGMLQuantizationType[name]
+    assert (fmt.block, fmt.nbytes) == gguf.GGML_QUANT_SIZES[kind]
+    assert fmt.ggml_id == kind.value
+    rng = np.random.default_rng(0)
+    # Any bytes are a block, also with scales that are no numbers
+    stored = rng.integers(0, 256, (50, 4 * fmt.nbytes), np.uint8)
+    with np.errstate(all="ignore"):
+        want = gguf.quants.dequantize(stored, kind)
+    got = quants.dequantize(stored, name)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_rows_that_are_not_whole_blocks_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"\(2, 100\), want the last axis a multiple of 256"):
+        quants.quantize(np.zeros((2, 100)), "Q4_K")
+    with pytest.raises(ShapeError, match="multiple of 18"):
+        quants.dequantize(np.zeros(17, np.uint8), "Q4_0")
+    with pytest.raises(DtypeError, match="'Q9_X', want one of Q4_0"):
+        quants.quantize(np.zeros(32), "Q9_X")
+
+
+def kernel_load(stored: Any, name: str) -> Any:
+    fmt = quants.FORMATS[name]
+    out = np.zeros((*stored.shape[:-1], stored.shape[-1] // fmt.nbytes * fmt.block), np.float32)
+    run = function_type(5)(quant_rows.LOAD[name].address)
+    run(stored.ctypes.data, fmt.nbytes, 0, out.size, out.ctypes.data)
+    return out
+
+
+def assert_same_bits(got: Any, want: Any) -> None:
+    """Equal to the last bit, but for which of the NaNs it is."""
+    differ = (got.view(np.uint32) != want.view(np.uint32)) & ~(np.isnan(got) & np.isnan(want))
+    assert not differ.any(), f"{differ.sum()} of {differ.size} differ"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_write_the_bytes_of_the_definition(name: str) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(400, 1024)).astype(np.float32)
+    x[::7] *= 10.0 ** rng.integers(-12, 6, (58, 1)).astype(np.float32)
+    x[::11, ::3] = 0
+    x[::13] = np.abs(x[::13])
+    x[::17] = np.round(x[::17])  # ties
+    nbytes = quants.FORMATS[name].nbytes
+    assert differing_blocks(quantize_rows(x, name), quants.quantize(x, name), nbytes) == 0
+    reference = REFERENCE["x"].copy()
+    assert differing_blocks(quantize_rows(reference, name), REFERENCE[name], nbytes) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_expand_any_bytes_as_the_definition(name: str) -> None:
+    rng = np.random.default_rng(2)
+    stored = rng.integers(0, 256, (200, 4 * quants.FORMATS[name].nbytes), np.uint8)
+    assert_same_bits(kernel_load(stored, name), quants.dequantize(stored, name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_survive_numbers_that_cannot_be_quantised(name: str) -> None:
+    """Whatever comes out, nothing else is written and nothing crashes."""
+    odd = np.array([np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e-45, -0.0, 1.0], np.float32)
+    x = np.random.default_rng(3).choice(odd, (64, 256))
+    fmt = quants.FORMATS[name]
+    guarded = np.full(x.size // fmt.block * fmt.nbytes + 64, 0xA5, np.uint8)
+    run = function_type(5)(quant_rows.STORE[name].address)
+    run(x.ctypes.data, x.size, 0, guarded.ctypes.data, fmt.nbytes)
+    assert (guarded[-64:] == 0xA5).all()
+
+
+def test_rounding_halves_of_q8_0_go_away_from_zero() -> None:
+    x = np.zeros(32, np.float32)
+    x[:8] = [127.0, 0.5, -0.5, 1.5, np.nextafter(np.float32(0.5), np.float32(0)), 2.5, -2.5, 126.5]
+    got = quantize_rows(x, "Q8_0")[2:].view(np.int8)
+    assert got[:8].tolist() == [127, 1, -1, 2, 0, 3, -3, 127]

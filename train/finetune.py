@@ -1,0 +1,223 @@
+"""Training an adapter for a model file: ggml's finetune, on a base of any type."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yupana.graphlib.context import Context
+from yupana.graphlib.errors import DataError, SettingError
+from yupana.graphlib.tensor import Tensor
+from yupana.models.adapter_peft import save_peft
+from yupana.models.adapter_save import save_adapter, save_ggla
+from yupana.models.chat_template import ChatTemplate, special_words
+from yupana.models.formats import GgufFile, expect
+from yupana.models.llama import Llama, LlamaConfig
+from yupana.models.llama_gguf import llama_metadata
+from yupana.models.loading import load_model
+from yupana.models.lora import Floats, rows_of
+from yupana.models.merge import merge_adapters
+from yupana.models.tokenizer import read_tokenizer
+from yupana.models.tokenizer_base import Tokenizer
+from yupana.train.checkpoint import ADAPTER, Checkpoint, Progress, save_checkpoint
+from yupana.train.files import RunFiles
+from yupana.train.ggml_checkpoint import lora_ranks
+from yupana.train.loop import History, Outcome
+from yupana.train.lora import TrainedAdapter
+from yupana.train.lora_settings import LoraSettings
+from yupana.train.progress import Display
+from yupana.train.run import Run, fit_step, load_data, make_run, order_seed
+from yupana.train.samples import Template
+from yupana.train.settings import FinetuneSettings
+
+_BLOCK = 1 << 22  # bytes of a file hashed at a time
+_SETTINGS, _BASE = "training.lora.settings", "training.base_hash"
+
+
+@dataclass(frozen=True)
+class Finetuning(Run):
+    """A run that trains an adapter.
+
+    Attributes:
+        model: with the adapter attached; its weights lie in the mapped file.
+        whole: weights that are trained as a whole, by name.
+    """
+
+    settings: FinetuneSettings
+    model: Llama
+    tokenizer: Tokenizer
+    adapter: TrainedAdapter
+    whole: dict[str, Tensor]
+
+    def train(self) -> Outcome:
+        """Train, write everything, and draw the loss curve; see `Run.train`."""
+        outcome = super().train()
+        out = self.settings.model_out
+        if out is not None:
+            self.merge(out)
+            self.files.written["model"] = out
+        return outcome
+
+    def merge(self, path: Path) -> None:
+        """Write the model with what was learned in it; each tensor keeps its type."""
+        learned = [(self.adapter.adapter("trained"), 1.0)]
+        whole = {name: w.numpy().astype(np.float32, copy=False) for name, w in self.whole.items()}
+        merge_adapters(self.settings.model_base, learned, path, whole=whole)
+
+
+def finetune(settings: FinetuneSettings, display: Display | None = None) -> Finetuning:
+    """Open base and data, make adapter and step; nothing is trained or written yet.
+
+    Raises:
+        YupanaError: settings out of range, a base that is no LLaMA, data that cannot be used, a
+            checkpoint that does not fit.
+
+    An adapter of rank 8 for queries and values, on lines of chat::
+
+        settings = FinetuneSettings(
+            model_base=Path("model-Q4_K_M.gguf"),
+            train_data=Path("chats.jsonl"),
+            lora_r=8,
+            target_modules=("q_proj", "v_proj"),
+            epochs=3,
+        )
+        finetune(settings).train()
+    """
+    settings.check()
+    start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, ADAPTER)
+    if start is not None and start.is_from_ggml:
+        settings = replace(settings, **lora_ranks(start.file.metadata))
+    _check_outputs(settings)
+    with GgufFile(settings.model_base) as file:
+        tokenizer = read_tokenizer(file.metadata)
+        template = _template(settings, file, tokenizer)
+        base = load_model(file, rounds=False)
+    if not isinstance(base, Llama):
+        raise SettingError(
+            f"{settings.model_base}: got a model of {base.architecture!r}, want 'llama'."
+        )
+    model, whole = _trainable(base, settings)
+    seed = order_seed(settings, start)
+    adapter = TrainedAdapter(
+        {name: w for name, w in model.weights.items() if name not in whole}, settings, seed
+    )
+    model.attach_part("trained", adapter)
+    data = load_data(settings.train_data, tokenizer, settings, settings.ctx, seed, template)
+    step = fit_step(model, settings, data.training.is_packed, adapter)
+    entries = _entries(settings, base.config)
+    if start is not None and not start.is_from_ggml:  # which says nothing of its base
+        _check_start(start, entries)
+    params = adapter.parameters | whole
+    save = partial(_save_adapter, adapter, base.config, settings.model_base)
+
+    def save_state(path: Path, history: History) -> None:
+        progress = Progress(history.step, history.best, data.hash, seed, history.stop, history.rows)
+        save_checkpoint(path, ADAPTER, entries, params, step, progress)
+
+    files = RunFiles(settings, settings.lora_out, "adapter", save, save_state)
+    factors = {name: pair.factor for name, pair in adapter.pairs.items()}
+    run = make_run(settings, step, data, seed, files, params, start, display, factors)
+    parts: dict[str, Any] = vars(run)
+    return Finetuning(**parts, model=model, tokenizer=tokenizer, adapter=adapter, whole=whole)
+
+
+def _check_outputs(settings: FinetuneSettings) -> None:
+    """Refuse what could not be written in the end."""
+    is_peft = not settings.lora_out.suffix
+    if settings.use_dora and not is_peft:
+        raise SettingError(
+            f"finetune: use_dora: got lora_out {settings.lora_out}, want a folder of PEFT (a name "
+            "without ending): no other format has a place for row lengths."
+        )
+    norms = [n for n in ("out", "att", "ffn") if getattr(settings, f"rank_{n}_norm") > 0]
+    if is_peft and norms and not settings.target_modules:
+        raise SettingError(
+            f"finetune: rank_{norms[0]}_norm: got it with lora_out {settings.lora_out}, want a "
+            "GGUF or ggla file: PEFT has no pairs of norms."
+        )
+    if settings.train_whole and settings.model_out is None:
+        raise SettingError(
+            "finetune: train_whole: got no model_out, want a file for the model: adapters have no "
+            "place for whole weights."
+        )
+
+
+def _trainable(base: Llama, settings: FinetuneSettings) -> tuple[Llama, dict[str, Tensor]]:
+    """The model with the run's context; weights to be trained as a whole are f32 parameters."""
+    weights, whole = dict(base.weights), {}
+    context = Context()
+    for pattern in settings.train_whole:
+        found = [name for name in weights if fnmatchcase(name, pattern)]
+        if not found:
+            raise SettingError(
+                f"finetune: train_whole: got {pattern!r}, want a pattern that matches one of "
+                f"{[*weights][:4]}, …"
+            )
+        for name in found:
+            values: Floats = np.concatenate([rows for _, rows in rows_of(base.weights[name])])
+            whole[name] = context.param(base.weights[name].shape, name=name).set(values)
+    config = replace(base.config, n_ctx=settings.ctx)
+    return Llama(config, base.context, weights | whole, rounds=False), whole
+
+
+def _template(settings: FinetuneSettings, file: GgufFile, tokenizer: Tokenizer) -> Template | None:
+    """What makes text of chat messages; None where the model has no template and none is given."""
+    source = settings.chat_template
+    if source is None:
+        source = expect(file.metadata, "tokenizer.chat_template", str, "") or None
+    return None if source is None else ChatTemplate(source, special_words(tokenizer)).render
+
+
+def _save_adapter(
+    adapter: TrainedAdapter, sizes: LlamaConfig, base: Path, path: Path, history: History
+) -> None:
+    learned = adapter.adapter(path.stem)
+    if path.suffix == ".bin":
+        save_ggla(path, learned)
+    elif path.suffix:
+        save_adapter(path, learned)
+    else:
+        save_peft(path, learned, sizes, str(base))
+
+
+def _entries(settings: FinetuneSettings, config: LlamaConfig) -> dict[str, Any]:
+    """What a checkpoint says of the adapter and its base, with finetune's keys where they fit."""
+    lora = {f.name: getattr(settings, f.name) for f in fields(LoraSettings)}
+    return llama_metadata(config) | {
+        _SETTINGS: json.dumps(lora | {"train_whole": settings.train_whole}),
+        _BASE: _hash(settings.model_base),
+    }
+
+
+def _check_start(start: Checkpoint, entries: dict[str, Any]) -> None:
+    """Raise unless a checkpoint is of the same base and of an adapter of the same form."""
+    metadata, path = start.file.metadata, start.file.path
+    if expect(metadata, _BASE, str) != entries[_BASE]:
+        raise DataError(
+            f"{path}: made with another base: got a model of hash {entries[_BASE]}, want "
+            f"{expect(metadata, _BASE, str)}. Go on with the same file, or start afresh."
+        )
+    before, now = json.loads(expect(metadata, _SETTINGS, str)), json.loads(entries[_SETTINGS])
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        name = changed[0]
+        raise SettingError(
+            f"{path}: {name}: got {now[name]!r}, want {before.get(name)!r} as in the checkpoint. "
+            "Go on with the same settings of the adapter, or start afresh."
+        )
+
+
+def _hash(path: Path) -> str:
+    """Of a file's content."""
+    digest = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

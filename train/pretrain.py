@@ -1,0 +1,98 @@
+"""Training a LLaMA from scratch on a text: ggml's train-text-from-scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yupana.models.formats import GgufFile
+from yupana.models.llama import Llama
+from yupana.models.llama_gguf import llama_metadata, save_llama
+from yupana.models.vocabulary import Vocabulary
+from yupana.models.vocabulary_gguf import Words, read_words, vocabulary_metadata
+from yupana.train.checkpoint import MODEL, Checkpoint, Progress, save_checkpoint
+from yupana.train.files import RunFiles
+from yupana.train.loop import History
+from yupana.train.progress import Display
+from yupana.train.run import Run, fit_step, load_data, make_run, order_seed
+from yupana.train.samples import read_texts
+from yupana.train.settings import RunSettings
+
+_VOCABULARY_TEXT = 1 << 25  # characters that a bpe vocabulary is learned from
+
+
+@dataclass(frozen=True)
+class Pretraining(Run):
+    """A run that trains a model from scratch."""
+
+    model: Llama
+    vocabulary: Words
+
+
+def make_vocabulary(source: str | Path, settings: RunSettings) -> Vocabulary:
+    """A vocabulary of the kind that the settings ask for.
+
+    Args:
+        source: a text, or the file of training data.
+    Raises:
+        DataError: the text is empty. SettingError: as `Vocabulary.train`.
+    """
+    if settings.vocab == "bytes":
+        return Vocabulary.from_bytes()
+    texts = [source] if isinstance(source, str) else read_texts(source)
+    if settings.vocab == "characters":
+        return Vocabulary.from_characters("".join(sorted(set().union(*texts))))
+    parts, size = [], 0
+    for text in texts:
+        parts.append(text[: _VOCABULARY_TEXT - size])
+        size += len(parts[-1])
+        if size == _VOCABULARY_TEXT:
+            break
+    return Vocabulary.train("".join(parts), settings.n_vocab)
+
+
+def _vocabulary(source: str | Path, settings: RunSettings) -> tuple[Words, dict[str, Any]]:
+    """The vocabulary of a new run, and its entries in files."""
+    if settings.vocab_model is not None:
+        with GgufFile(settings.vocab_model) as file:
+            return read_words(file.metadata)
+    vocabulary = make_vocabulary(source, settings)
+    return vocabulary, vocabulary_metadata(vocabulary)
+
+
+def prepare(
+    source: str | Path, settings: RunSettings, display: Display | None = None
+) -> Pretraining:
+    """Make vocabulary, data, model and step; nothing is trained or written yet.
+
+    Args:
+        source: a text, or the file of training data.
+    Raises:
+        YupanaError: settings out of range, data that cannot be used, a checkpoint that does not
+            fit.
+    """
+    settings.check()
+    start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, MODEL)
+    if start is None:
+        vocabulary, words = _vocabulary(source, settings)
+        config = settings.config(len(vocabulary))
+    else:
+        config, vocabulary, words = start.read_model()
+    seed = order_seed(settings, start)
+    data = load_data(source, vocabulary, settings, config.n_ctx, seed)
+    model = Llama(config)
+    step = fit_step(model, settings, data.training.is_packed)
+
+    def save(path: Path, history: History) -> None:
+        save_llama(path, model, words)
+
+    def save_state(path: Path, history: History) -> None:
+        progress = Progress(history.step, history.best, data.hash, seed, history.stop, history.rows)
+        save_checkpoint(path, MODEL, llama_metadata(config) | words, model.weights, step, progress)
+
+    files = RunFiles(settings, settings.model_out, "model", save, save_state)
+    if start is None:
+        model.init(settings.seed)
+    run = make_run(settings, step, data, seed, files, model.weights, start, display)
+    return Pretraining(**vars(run), model=model, vocabulary=vocabulary)

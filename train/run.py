@@ -1,0 +1,210 @@
+"""What `yupana pretrain` and `yupana finetune` have in common: from data and model to a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from yupana.graphlib.budget import Checkpoints
+from yupana.graphlib.context import Context
+from yupana.graphlib.tensor import Tensor
+from yupana.models.llama import Llama
+from yupana.models.tokenizer_base import Tokenizer
+from yupana.models.vocabulary import Vocabulary
+from yupana.train.bill import Bill, fitting_step, make_bill
+from yupana.train.checkpoint import Checkpoint
+from yupana.train.corpus import Codec
+from yupana.train.data import Batch, Batches, Data, even_batch, prepare_data
+from yupana.train.files import RunFiles
+from yupana.train.lbfgs import LbfgsSettings
+from yupana.train.lbfgs_step import LbfgsStep
+from yupana.train.log import Log
+from yupana.train.loop import History, Loop, LoopSettings, Outcome, read_history
+from yupana.train.lora import TrainedAdapter
+from yupana.train.memory import available_bytes
+from yupana.train.optimiser import OptimiserSettings
+from yupana.train.progress import Display, Silent
+from yupana.train.samples import Template, read_corpus, text_corpus
+from yupana.train.settings import TrainSettings
+from yupana.train.shuffle import key_of
+from yupana.train.step import Evaluation, Step, TrainingStep
+from yupana.train.tensorboard import EventFile
+
+_VALIDATION_BATCHES = 8  # looked at in each evaluation
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start: the pieces, each to be looked at."""
+
+    settings: TrainSettings
+    step: Step
+    bill: Bill
+    data: Data
+    loop: Loop
+    files: RunFiles
+
+    def train(self) -> Outcome:
+        """Train, write everything, and draw the loss curve.
+
+        Raises:
+            NonFiniteError, OSError: see `Loop.run`; what was learned before has been written.
+        """
+        self.files.make_folders()
+        try:
+            outcome = self.loop.run()
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error says more
+                self.files.draw(self.loop.history)
+            raise
+        self.files.draw(self.loop.history)
+        return outcome
+
+
+def load_data(
+    source: str | Path,
+    words: Vocabulary | Tokenizer,
+    settings: TrainSettings,
+    n_ctx: int,
+    seed: int,
+    template: Template | None = None,
+) -> Data:
+    """The data of a run: a text, or what is in a file.
+
+    Raises:
+        DataError, SettingError: they cannot be used; see `read_corpus` and `prepare_data`.
+    """
+    codec = Codec.of(words)
+    if isinstance(source, str):
+        corpus = text_corpus([source], codec, settings, n_ctx)
+    else:
+        corpus = read_corpus(source, codec, settings, n_ctx, template)
+    return prepare_data(corpus, codec, settings, n_ctx, seed)
+
+
+def record_step(
+    model: Llama,
+    n_batch: int,
+    settings: OptimiserSettings | LbfgsSettings,
+    checkpoints: Checkpoints = None,
+    n_parts: int = 1,
+    is_packed: bool = False,
+    adapter: TrainedAdapter | None = None,
+    n_ctx: int | None = None,
+) -> Step:
+    """The training step of a model on (n_batch, n_ctx) tokens, recorded and not yet compiled.
+
+    Args:
+        checkpoints: see `Graph.backward`; a `MemoryBudget` is about the whole step.
+        n_parts: parts of n_batch rows that a batch goes through in.
+        is_packed: batches have positions and segments.
+        adapter: that is trained, attached to the model.
+        n_ctx: by default that of the model.
+    """
+    context = Context(no_alloc=model.context.no_alloc)
+    shape = (n_batch, n_ctx or model.config.n_ctx)
+    names = Batch._fields if is_packed else ("tokens", "targets")
+    inputs = {name: context.input(shape, "i32", name) for name in names}
+    loss = model.loss(**inputs)
+    step: Step
+    if isinstance(settings, LbfgsSettings):
+        step = LbfgsStep(loss, [*inputs.values()], settings, checkpoints, n_parts)
+    else:
+        step = TrainingStep(loss, [*inputs.values()], settings, checkpoints, n_parts)
+    if adapter is not None and adapter.seed is not None:
+        with adapter.without_dropout():
+            step.plain_loss = model.loss(**inputs)
+        step.before = adapter.set_step
+    return step
+
+
+def fit_step(
+    model: Llama,
+    settings: TrainSettings,
+    is_packed: bool,
+    adapter: TrainedAdapter | None = None,
+) -> Step:
+    """The step that the settings ask for, with checkpoints that let it fit the memory.
+
+    Raises:
+        SettingError: it cannot fit; says which settings would.
+    """
+    available = available_bytes()
+
+    def record(checkpoints: Checkpoints, n_batch: int, n_ctx: int) -> Step:
+        optimiser, n_parts = settings.optimiser(), settings.grad_acc
+        return record_step(
+            model, n_batch, optimiser, checkpoints, n_parts, is_packed, adapter, n_ctx
+        )
+
+    checkpoints = settings.checkpoints(available)
+    return fitting_step(record, checkpoints, settings.batch, model.config.n_ctx, available)
+
+
+def order_seed(settings: TrainSettings, start: Checkpoint | None) -> int:
+    """The seed of the order of the data: a resumed run keeps its own."""
+    if start is None:
+        return settings.seed
+    if settings.force_reshuffle:
+        return key_of(start.progress.seed, start.progress.step) >> 1
+    return start.progress.seed
+
+
+def make_run(
+    settings: TrainSettings,
+    step: Step,
+    data: Data,
+    seed: int,
+    files: RunFiles,
+    params: Mapping[str, Tensor],
+    start: Checkpoint | None = None,
+    display: Display | None = None,
+    factors: Mapping[str, float] | None = None,
+) -> Run:
+    """Put the pieces together, fill in a checkpoint, and compile; nothing is trained or written.
+
+    Args:
+        seed: of the order of the data.
+        params: what is trained, by name; they have their values unless there is a checkpoint.
+        factors: of an adapter, see `Checkpoint.restore`.
+
+    Raises:
+        YupanaError: settings out of range, or a checkpoint that does not fit.
+    """
+    schedule, rules = settings.schedule(), settings.stop_rules()
+    n_rows = settings.batch * settings.grad_acc
+    batches, history = Batches(data.training, n_rows, seed), History()
+    if start is not None:
+        start.check_data(data.hash)
+        start.restore(params, step, factors)
+        for note in start.notes:
+            (display or Silent()).tell(note)
+        progress = start.progress
+        history = read_history(files.log_path, progress.step, progress.best, progress.stop)
+        history.rows = progress.rows
+        batches = replace(batches, offset=progress.rows - progress.step * n_rows)
+    evaluation = None
+    if data.validation is not None:
+        most = _VALIDATION_BATCHES * batches.n_batch
+        evaluation = Evaluation(step, even_batch(data.validation, most))
+    steps = settings.adam_iter
+    if settings.epochs >= 0:
+        steps = min(steps, max(1, batches.steps(settings.epochs)))
+    events = None if settings.tensorboard is None else EventFile(settings.tensorboard)
+    loop = Loop(
+        step,
+        batches,
+        schedule,
+        LoopSettings(steps, settings.eval_every, settings.save_every, rules),
+        evaluation=evaluation,
+        keeper=files,
+        log=Log(files.log_path, append=start is not None, events=events),
+        display=display,
+        history=history,
+    )
+    program = step.compile(settings.n_threads)
+    adapter = params.values() if factors is not None else ()
+    bill = make_bill(step, max(1, steps - history.step), program.threads, adapter)
+    return Run(settings, step, bill, data, loop, files)

@@ -1,0 +1,326 @@
+"""What the programs `yupana pretrain` and `yupana cost` can be told, with ggml's names.
+
+The command line is made from these classes: a field is a flag, the comment above it its help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from yupana.graphlib.budget import Checkpoints, MemoryBudget
+from yupana.graphlib.errors import SettingError
+from yupana.models.llama import LlamaConfig
+from yupana.train.lbfgs import LbfgsSettings
+from yupana.train.lora_settings import LoraSettings
+from yupana.train.memory import parse_size
+from yupana.train.optimiser import AdamWSettings, OptimiserSettings, ParamGroup, SgdSettings
+from yupana.train.samples import DataRules
+from yupana.train.schedule import Schedule
+from yupana.train.stop import StopRules
+
+# Share of a step's work that goes into needing less memory where nothing asks for it: a step hardly
+# takes longer, and a process of small vocabulary a third less memory.
+_SPARE = 0.05
+_NO_LIMIT = 1 << 62  # bytes, where the system does not say what it has
+
+
+def auto(available: int | None = None) -> MemoryBudget:
+    """What checkpointing is by default, where so much memory is left."""
+    return MemoryBudget(available or _NO_LIMIT, _SPARE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """Sizes of a batch, and what computes it."""
+
+    # Tokens of context.
+    ctx: Annotated[int, arg(aliases=["-c"])] = 128
+    # Windows of text per step.
+    batch: Annotated[int, arg(aliases=["-b"])] = 8
+    # Threads; 0: as many as there are cores.
+    threads: Annotated[int, arg(aliases=["-t"])] = 0
+
+    @property
+    def n_threads(self) -> int | None:
+        """What `Graph.compile` is told of threads.
+
+        Raises:
+            SettingError: fewer than none.
+        """
+        if self.threads < 0:
+            raise SettingError(
+                f"threads: got {self.threads}, want at least 1, or 0 for as many as cores."
+            )
+        return self.threads or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(BatchSettings):
+    """Sizes of the model and of a batch, with the defaults of ggml's train-text-from-scratch."""
+
+    # Width of the residual stream.
+    embd: int = 256
+    # Width of the feed-forward layers.
+    ff: int = 768
+    # Attention heads.
+    head: int = 8
+    # Heads of keys and values, each shared by several query heads; 0: as many as heads.
+    head_kv: int = 0
+    # Transformer blocks.
+    layer: int = 16
+    # Let the output use the matrix of the embedding.
+    tied: bool = False
+    # Added to the mean square in each norm.
+    norm_rms_eps: float = 1e-5
+    # Base of the rotation of positions.
+    rope_freq_base: float = 10000.0
+    # Factor of positions before they are rotated.
+    rope_freq_scale: float = 1.0
+
+    def config(self, n_vocab: int) -> LlamaConfig:
+        """The model's sizes.
+
+        Raises:
+            SettingError: as `LlamaConfig`.
+        """
+        return LlamaConfig(
+            n_vocab=n_vocab,
+            n_ctx=self.ctx,
+            n_embd=self.embd,
+            n_layer=self.layer,
+            n_head=self.head,
+            n_head_kv=self.head_kv,
+            n_ff=self.ff,
+            rms_eps=self.norm_rms_eps,
+            rope_base=self.rope_freq_base,
+            rope_scale=self.rope_freq_scale,
+            tied=self.tied,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(BatchSettings, DataRules):
+    """How to train, whatever the model and the text."""
+
+    # Log to write, a JSON line for each step; by default beside what is learned.
+    log_out: Path | None = None
+    # Picture of the loss curve to write (SVG); by default beside what is learned.
+    curve_out: Path | None = None
+    # Folder to write the same curves to as events for TensorBoard; by default they are not.
+    tensorboard: Path | None = None
+    # Checkpoint to go on from; it brings its sizes and its vocabulary.
+    checkpoint_in: Path | None = None
+    # Checkpoint to write: the model with everything needed to go on exactly where it stopped.
+    checkpoint_out: Path | None = None
+    # In names of what is learned and of checkpoints: stands for the number of steps.
+    pattern_fn_it: str = "ITERATION"
+    # Instead of that number, in the name under which the newest is there too.
+    fn_latest: str = "LATEST"
+    # Numbered checkpoints that are kept, the newest ones; 0: all.
+    keep_checkpoints: int = 3
+    # Steps between two saves; 0: at the end only.
+    save_every: int = 100
+    # Steps between two looks at the validation loss; 0: at the end only.
+    eval_every: int = 50
+    # What of the forward pass is computed again instead of kept, to need less memory: none; all
+    # between two layers; all between a few (sqrt, least memory for deep models); or auto: as much
+    # as a twentieth of the work pays for, and whatever more the memory at hand asks for.
+    checkpointing: Literal["auto", "none", "sqrt", "all"] = "auto"
+    # With auto: let the run fit so much, as 600M or 1.5G, at the least work. Python itself and a
+    # mapped model come on top.
+    memory_budget: str | None = None
+    # Seed of the weights and of the order of the data.
+    seed: Annotated[int, arg(aliases=["-s"])] = 1337
+    # Take the data in a new order when going on from a checkpoint.
+    force_reshuffle: bool = False
+
+    # adamw; sgd, which the settings called adam serve too; or lbfgs, one search on each batch.
+    optimizer: Annotated[Literal["adamw", "sgd", "lbfgs"], arg(aliases=["-opt"])] = "adamw"
+    # Batches whose gradients are added up for one step: the same as one batch so much larger.
+    grad_acc: int = 1
+    # Steps in all.
+    adam_iter: int = 256
+    # Iterations of L-BFGS on each batch.
+    lbfgs_iter: int = 16
+    # End after so many times the length of the data; -1: no limit.
+    epochs: int = -1
+    # Compare the loss with the one so many steps ago, and end if it hardly changed; 0: never.
+    opt_past: int = 0
+    # Share of the loss that is hardly a change over those steps.
+    opt_delta: float = 1e-5
+    # End after so many steps without a lower loss; 0: never.
+    opt_max_no_improvement: int = 0
+    # End if the loss changes by less than this share from one step to the next; 0: never.
+    adam_epsf: float = 0.0
+    # End after so many looks at the validation loss without a lower one; 0: never.
+    patience: int = 0
+    # End after so many seconds; 0: never.
+    time_limit: float = 0.0
+    # Parameters with their own factor of the learning rate, and weight decay if one is given:
+    # NAMES=RATE or NAMES=RATE,DECAY, as in "blk.*.attn_q*=0.1"; the first that fits counts.
+    param_group: tuple[str, ...] = ()
+    # Learning rate.
+    adam_alpha: float = 1e-3
+    # The learning rate never falls below this.
+    adam_min_alpha: float = 0.0
+    # Weight decay, in units of the learning rate.
+    adam_decay: float = 0.1
+    # Only tensors with at least so many axes decay.
+    adam_decay_min_ndim: int = 2
+    # Share of the mean gradient kept from step to step.
+    adam_beta1: float = 0.9
+    # Share of the mean squared gradient kept from step to step.
+    adam_beta2: float = 0.999
+    # Scale gradients down where their norm exceeds this; 0: never.
+    adam_gclip: float = 1.0
+    # Steps over which the learning rate rises to its full value.
+    warmup: int = 100
+    # How it falls then; constant: not at all.
+    rate_decay: Literal["cosine", "linear", "constant"] = "cosine"
+    # Steps over which it falls.
+    cos_decay_steps: int = 1000
+    # Share of the learning rate at the end of the fall.
+    cos_decay_min: float = 0.1
+    # Begin a new fall along a cosine when one has ended.
+    enable_restart: bool = False
+    # With restarts: each fall takes this many times as long as the one before.
+    cos_decay_restart: float = 1.1
+
+    def check(self) -> None:
+        """Check all that is known without data and model.
+
+        Raises:
+            SettingError: a setting out of range.
+        """
+        for name in ("ctx", "batch", "grad_acc"):
+            if getattr(self, name) < 1:
+                raise SettingError(
+                    f"train: {name} is out of range: got {getattr(self, name)}, want at least 1."
+                )
+        self.checkpoints(None)
+        self.check_data()
+        self.schedule()
+        self.stop_rules()
+        self.optimiser()
+
+    def optimiser(self) -> OptimiserSettings | LbfgsSettings:
+        """The optimiser's settings.
+
+        Raises:
+            SettingError: a setting out of range.
+        """
+        if self.optimizer == "lbfgs":
+            return LbfgsSettings(n_iter=self.lbfgs_iter)
+        shared: dict[str, Any] = {
+            "alpha": self.adam_alpha,
+            "decay": self.adam_decay,
+            "decay_min_axes": self.adam_decay_min_ndim,
+            "clip": self.adam_gclip,
+            "groups": tuple(map(ParamGroup.parse, self.param_group)),
+        }
+        if self.optimizer == "sgd":
+            return SgdSettings(**shared)
+        return AdamWSettings(beta1=self.adam_beta1, beta2=self.adam_beta2, **shared)
+
+    def checkpoints(self, available: int | None) -> Checkpoints:
+        """What `record_step` is told of checkpoints, where so much memory is left.
+
+        Raises:
+            SettingError: a budget that is no size, or that nothing can be chosen for.
+        """
+        if self.memory_budget is not None:
+            if self.checkpointing != "auto":
+                raise SettingError(
+                    f"train: memory_budget: got it with checkpointing {self.checkpointing}, want "
+                    "auto, which chooses."
+                )
+            return MemoryBudget(parse_size(self.memory_budget))
+        if self.checkpointing == "auto":
+            return auto(available)
+        return None if self.checkpointing == "none" else self.checkpointing
+
+    def stop_rules(self) -> StopRules:
+        """What may end the run before its last step.
+
+        Raises:
+            SettingError: as `StopRules`.
+        """
+        return StopRules(
+            past=self.opt_past,
+            delta=self.opt_delta,
+            max_no_improvement=self.opt_max_no_improvement,
+            epsf=self.adam_epsf,
+            patience=self.patience,
+            seconds=self.time_limit,
+        )
+
+    def schedule(self) -> Schedule:
+        """The schedule of the learning rate.
+
+        Raises:
+            SettingError: as `Schedule`, a least rate above the rate itself, or restarts of
+                what is no cosine.
+        """
+        if self.enable_restart and self.rate_decay != "cosine":
+            raise SettingError(
+                f"train: enable_restart: got it with rate_decay {self.rate_decay}, want cosine."
+            )
+        if not 0 <= self.adam_min_alpha <= self.adam_alpha:
+            raise SettingError(
+                f"train: adam_min_alpha is out of range: got {self.adam_min_alpha}, want 0 to "
+                f"adam_alpha, {self.adam_alpha}."
+            )
+        return Schedule(
+            kind="cosine_restart" if self.enable_restart else self.rate_decay,
+            warmup=self.warmup,
+            steps=self.cos_decay_steps,
+            minimum=self.cos_decay_min,
+            restart=self.cos_decay_restart,
+            floor=self.adam_min_alpha / self.adam_alpha if self.adam_alpha else 0.0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(ModelSettings, TrainSettings):
+    """How to train a model from scratch, whatever the text."""
+
+    # Model file to write (GGUF); the best one by validation loss goes to NAME-best beside it.
+    model_out: Path = Path("model.gguf")
+    # Kind of vocabulary made from the text.
+    vocab: Literal["bpe", "characters", "bytes"] = "bpe"
+    # Tokens of a bpe vocabulary.
+    n_vocab: int = 1024
+    # Take the vocabulary of this model file instead.
+    vocab_model: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(RunSettings):
+    """Train a small LLaMA from scratch on a text of your own."""
+
+    # What to learn: text in UTF-8; or, by the name's end, JSON lines (.jsonl, .ndjson, .json).
+    train_data: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(TrainSettings, LoraSettings):
+    """Train a LoRA adapter for a model of your own, of any type, on a text of your own."""
+
+    # Model to adapt (GGUF); it is mapped and never changed.
+    model_base: Path
+    # What to learn: text in UTF-8; or, by the name's end, JSON lines (.jsonl, .ndjson, .json).
+    train_data: Path
+    # Adapter to write: a GGUF for llama.cpp; by the name's end a ggla file (.bin), or a folder of
+    # PEFT (no ending). The best one by validation loss goes to NAME-best beside it.
+    lora_out: Path = Path("adapter.gguf")
+    # At the end, write the model with the adapter worked in as well (GGUF).
+    model_out: Path | None = None
+    # Weights to train as a whole, beside the adapter: patterns that match names, as
+    # "*_norm.weight". They need --model-out, since adapters have no place for them.
+    train_whole: tuple[str, ...] = ()
+    # Chat template for lines with messages, in Jinja; by default that of the model.
+    chat_template: str | None = None

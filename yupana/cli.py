@@ -1,0 +1,118 @@
+"""The command `yupana`: finds the program that is meant, and turns errors into messages."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+from collections.abc import Sequence
+
+# Only the program that is asked for is imported: each later run starts at once.
+PROGRAMS = {
+    "demo": "train a small LLaMA on Python's documentation, and let it write",
+    "pretrain": "train a small LLaMA from scratch on your own text",
+    "finetune": "train a LoRA adapter for a model file, of any type, on your own data",
+    "generate": "let a model continue a text",
+    "chat": "talk with a model, or write a text with it in turns",
+    "perplexity": "how well a model foresees a text",
+    "convert": "write a model of another format as GGUF",
+    "quantize": "make a model file smaller, and say what each tensor lost",
+    "export-lora": "work LoRA adapters into a model's weights",
+    "inspect": "what is in a model file: entries, tensors, types",
+    "baby-llama": "ggml's sine-wave task, trained by L-BFGS",
+    "cost": "the whole bill of a training run before it: memory, FLOPs, seconds per step",
+    "draw": "pictures of a model's graph, the memory of a training step, and a run of it",
+    "ops": "every operation, its family, and whether it has a gradient",
+    "check": "prove operations, the library's or your own, against their formulas",
+}
+# ggml's switches, by what says the same in the programs that train.
+_SWITCHES = {
+    "--use-checkpointing": ("--checkpointing", "sqrt"),
+    "--no-checkpointing": ("--checkpointing", "none"),
+}
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a program of the command line; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter gets "?"
+        sys.stdout.reconfigure(errors="replace")
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if given[0] in ("-V", "--version"):
+        import yupana
+
+        print(f"yupana {yupana.__version__}")
+        return 0
+    if given[0] not in PROGRAMS:
+        return _fail(f"no such program: got {given[0]!r}, want one of {', '.join(PROGRAMS)}.", 2)
+    return _run(given[0], given[1:])
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from yupana.graphlib.errors import SettingError, YupanaError
+
+    try:
+        module = importlib.import_module(f"yupana.commands.{name.replace('-', '_')}")
+        settings = _parse(module.Settings, name, arguments)
+        code: int = module.run(settings)
+        return code
+    except SystemExit as done:  # help was printed, or the arguments are wrong
+        return int(done.code or 0)
+    except SettingError as error:
+        return _fail(str(error), 2)
+    except YupanaError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:  # the reader has seen enough, as `yupana ops | head`
+        _close_stdout()
+        return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", 1)
+    except MemoryError:
+        return _fail("out of memory. `yupana cost` says beforehand what a run needs.", 1)
+    except KeyboardInterrupt:
+        print("\nyupana: stopped at once", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parse(kind: type, name: str, arguments: list[str]) -> object:
+    import tyro
+
+    if hasattr(kind, "checkpointing"):
+        arguments = [part for given in arguments for part in _SWITCHES.get(given, (given,))]
+    return tyro.cli(kind, prog=f"yupana {name}", args=arguments)
+
+
+def _help() -> str:
+    width = max(map(len, PROGRAMS))
+    lines = [f"  {name:{width}}  {what}" for name, what in PROGRAMS.items()]
+    return "\n".join(
+        [
+            "usage: yupana PROGRAM [--help] [...]",
+            "",
+            "Lazy graphs, planned memory, small language models on a CPU.",
+            "",
+            *lines,
+            "",
+            "`yupana PROGRAM --help` lists a program's settings with their defaults.",
+        ]
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"yupana: {message}", file=sys.stderr)
+    return code
+
+
+def _close_stdout() -> None:
+    """Python flushes stdout at exit, and would complain of the closed pipe once more."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

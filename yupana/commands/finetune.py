@@ -1,0 +1,38 @@
+"""`yupana finetune`: train an adapter for a model file."""
+
+from __future__ import annotations
+
+from yupana.commands.pretrain import conclude, tell_bill
+from yupana.train.finetune import Finetuning, finetune
+from yupana.train.progress import Display, make_display
+from yupana.train.settings import FinetuneSettings
+
+Settings = FinetuneSettings
+
+
+def run(settings: FinetuneSettings) -> int:
+    """Train; returns the exit code."""
+    display = make_display()
+    finetuning = finetune(settings, display)
+    introduce(finetuning, display)
+    outcome = finetuning.train()
+    conclude(finetuning, outcome)
+    return 130 if outcome.interrupted else 0
+
+
+def introduce(finetuning: Finetuning, display: Display) -> None:
+    """Say what is going to be trained, on what."""
+    f = finetuning
+    c = f.model.config
+    types = sorted({w.dtype.name for w in f.model.weights.values() if w.ndim == 2})
+    display.tell(
+        f"base of {f.model.n_parameters:,} parameters in {', '.join(types)}: {c.n_layer} layers "
+        f"of width {c.n_embd}; {f.data.training.n_tokens:,} tokens to learn from"
+    )
+    for note in f.data.notes:
+        display.tell(note)
+    trained = sum(p.size for p in f.step.params)
+    display.tell(
+        f"{trained:,} trained parameters beside {len(f.adapter.pairs)} weights, context {c.n_ctx}"
+    )
+    tell_bill(f, display)
