@@ -5,6 +5,9 @@ from hypothesis import HealthCheck, settings
 
 from yupana.graphlib.op import REGISTRY
 
+# Helpers that import torch where they stand: imported by tests that ask for it first.
+collect_ignore_glob = ["torch_*.py"]
+
 # Kernels compile on first use, which may fall into any example: no deadline, no verdict on speed.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
