@@ -7,6 +7,7 @@ the class that brings them. Nothing depends on the width of a terminal.
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -137,6 +138,7 @@ def _default(field: "dataclasses.Field[Any]", kind: Any) -> str:
     return f"`{value}`"
 
 
+@functools.cache
 def _comments(owner: type) -> dict[str, str]:
     """What stands above each field that a class declares."""
     text = textwrap.dedent(inspect.getsource(owner))

@@ -1,8 +1,9 @@
 """Make the pictures of the documentation: `python docs/pictures.py [FOLDER]`.
 
-Needs the program `dot`. The pictures show what the library does with a real model: the graph of
-a loss and its gradients, what is near one of its weights, the memory plan of a training step with
-and without gradient checkpointing, and one run of it on two threads, measured call by call.
+Needs the program `dot`. The pictures show what the library does: with a network of one layer, and
+with a real model. There it is the graph of a loss and its gradients, what is near one of its
+weights, what an adapter adds, the memory plan of a training step with and without gradient
+checkpointing, and one run of it on two threads, measured call by call.
 """
 
 import re
@@ -10,10 +11,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from diagrams import DIAGRAMS
 
 import yupana as yp
 from yupana.graphlib.profile import profile
-from yupana.models.llama import Llama, LlamaConfig
+from yupana.models.llama import Llama, LlamaConfig, weight_shapes
+from yupana.train.lora import TrainedAdapter
+from yupana.train.lora_settings import LoraSettings
 from yupana.train.optimiser import AdamWSettings
 from yupana.train.step import TrainingStep
 
@@ -28,6 +32,51 @@ def model(n_layer: int, no_alloc: bool = True) -> tuple[Llama, yp.Tensor, list[y
     llama = Llama(config, ctx)
     inputs = [ctx.input((BATCH, CONTEXT), "i32", name) for name in ("tokens", "targets")]
     return llama, llama.loss(*inputs).named("loss"), inputs
+
+
+def draw_small(folder: Path) -> None:
+    """One layer as it is recorded, with its gradients, and their memory."""
+    ctx = yp.Context()
+    x, t = ctx.input((64, 48), name="x"), ctx.input((64, 32), name="t")
+    w, b = ctx.param((32, 48), name="w"), ctx.param((32,), name="b")
+    y = (yp.ops.mul_mat(w, x) + b).tanh().named("y")
+    loss = (y - t).sqr().sum().named("loss")
+    graph = yp.Graph(loss)
+    without_notes(graph.draw(folder / "recorded.svg"))
+    graph.backward(loss)
+    without_notes(graph.draw(folder / "gradient.svg"))
+    plan = graph.plan()
+    without_notes(plan.draw(folder / "small_plan.svg", title="One layer and its gradients"))
+
+
+def draw_recomputed(folder: Path) -> None:
+    """Four layers, of which the backward pass computes two again."""
+    ctx = yp.Context(no_alloc=True)
+    x, kept = ctx.input((8, 16), name="x"), []
+    for k in range(4):
+        x = yp.ops.mul_mat(ctx.param((16, 16), name=f"w{k}"), x).tanh().named(f"h{k}")
+        kept.append(x)
+    loss = x.sqr().sum().named("loss")
+    graph = yp.Graph(loss)
+    graph.backward(loss, checkpoints=[kept[1], kept[3]])
+    without_notes(graph.draw(folder / "recomputed.svg", fold=False))
+
+
+def draw_adapter(folder: Path) -> None:
+    """What a pair of an adapter adds beside a frozen weight, and what becomes of its gradients."""
+    ctx = yp.Context(no_alloc=True)
+    config = LlamaConfig(n_vocab=65, n_ctx=CONTEXT, n_embd=128, n_head=4, n_layer=1, n_ff=352)
+    frozen = {
+        name: ctx.leaf(shape, "Q8_0" if len(shape) == 2 else "f32", name)
+        for name, shape in weight_shapes(config).items()
+    }
+    llama = Llama(config, ctx, frozen)
+    settings = LoraSettings(target_modules=("attn_q", "attn_v"))
+    llama.attach_part("trained", TrainedAdapter(frozen, settings, no_alloc=True))
+    loss = llama.loss(*(ctx.input((BATCH, CONTEXT), "i32", name) for name in ("tokens", "targets")))
+    graph = yp.Graph(loss.named("loss"))
+    graph.backward(loss)
+    without_notes(graph.draw(folder / "adapter.svg", around="blk.0.attn_q", depth=2))
 
 
 def draw_graph(folder: Path) -> None:
@@ -84,6 +133,11 @@ def without_notes(path: Path) -> None:
 def make(folder: Path, runs: int = 200) -> None:
     """Make all pictures; of so many runs the fastest is shown."""
     folder.mkdir(parents=True, exist_ok=True)
+    draw_small(folder)
+    draw_recomputed(folder)
+    draw_adapter(folder)
+    for name, diagram in DIAGRAMS.items():
+        (folder / name).write_text(diagram(), "utf-8")
     draw_graph(folder)
     draw_plan(folder)
     draw_running(folder, runs)

@@ -66,7 +66,7 @@ class Graph:
             A mapping from each parameter to its gradient; the gradients become outputs.
         Raises:
             GradientError: `loss` is not one element or depends on no parameter, or an op on the
-            path to a parameter has no gradient.
+                path to a parameter has no gradient.
             GraphError: a checkpoint that is not part of the graph.
             MemoryBudgetError: no choice of checkpoints fits.
         """

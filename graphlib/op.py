@@ -233,7 +233,7 @@ def op(**fields: Any) -> Callable[[Callable[P, Result]], Op[P]]:
 
     Raises:
         YupanaError: the record has no reference or samples, its gradient is no tuple of rules,
-        or the name is taken by an op of another file.
+            or the name is taken by an op of another file.
     """
 
     def register(rule: Callable[P, Result]) -> Op[P]:
