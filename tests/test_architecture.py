@@ -25,6 +25,7 @@ LAYERS = (
     ("yupana.models",),
     (
         "yupana.graphlib.draw",
+        "yupana.graphlib.limits",
         "yupana.graphlib.profile",
         "yupana.graphlib.watch",
         "yupana.graphlib.check",
@@ -89,7 +90,7 @@ EXTERNAL = {
     "safetensors": ("yupana.models", "yupana.train"),
     "tyro": ("yupana", "yupana.train"),
     "rich": ("yupana", "yupana.train"),
-    "jinja2": ("yupana.models",),
+    "jinja2": ("yupana.models", "yupana.train"),
     "matplotlib": ("yupana", "yupana.graphlib.draw", "yupana.train"),
     "hypothesis": ("yupana",),  # strategies for the users' own tests
 }

@@ -319,6 +319,7 @@ def test_demo_leaves_model_curve_and_pictures(capsys, folder):
     assert code == 0
     listed = {line.split()[-1] for line in out.splitlines() if line.startswith("  ")}
     wanted = {"model.gguf", "model-best.gguf", "loss.svg", "log.jsonl", "memory.svg"}
+    wanted.add("report.html")
     assert listed - {"here/graph.svg", "here/graph.dot"} == {f"here/{name}" for name in wanted}
     assert all((folder / name).stat().st_size > 500 for name in listed - {"here/log.jsonl"})
 

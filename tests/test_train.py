@@ -117,8 +117,8 @@ def test_a_resumed_run_gives_the_same_bits(tmp_path):
     assert {*whole.history.validation} <= {*resumed.history.validation}
     assert (tmp_path / "a/m.gguf").read_bytes() == (tmp_path / "b/m.gguf").read_bytes()
     lines = (tmp_path / "b/m.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["step"] for line in lines]
-    assert sorted(set(steps)) == list(range(1, 10))
+    steps = [entry["step"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert steps == list(range(1, 10))
 
 
 def test_history_of_a_damaged_log_is_what_can_be_read(tmp_path):

@@ -34,7 +34,7 @@ def draw_curve(path: str | PathLike[str], series: Mapping[str, Points], title: s
     1
     """
     finite = {name: [p for p in ps if math.isfinite(p[1])] for name, ps in series.items()}
-    text = _curve({name: _thinned(points) for name, points in finite.items() if points}, title)
+    text = _curve({name: thinned(points) for name, points in finite.items() if points}, title)
     with atomic_write(path) as file:
         file.write(text.encode())
 
@@ -103,8 +103,13 @@ def nice_ticks(low: float, high: float, about: int = 6) -> list[float]:
     return [round(k * step, 12) for k in range(first, last + 1)]
 
 
-def _thinned(points: Points) -> Points:
-    size = -(-len(points) // _MOST)
+def thinned(points: Points, most: int = _MOST) -> Points:
+    """At most so many points: means of neighbours.
+
+    >>> thinned([(1, 2.0), (2, 4.0), (3, 5.0)], most=2)
+    [(1.5, 3.0), (3.0, 5.0)]
+    """
+    size = -(-len(points) // most)
     if size <= 1:
         return points
     groups = [points[k : k + size] for k in range(0, len(points), size)]

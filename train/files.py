@@ -71,6 +71,18 @@ class RunFiles(Keeper):
         return self.settings.curve_out or self._latest(self.out).with_suffix(".svg")
 
     @property
+    def places(self) -> dict[str, Path]:
+        """Where everything goes, the newest where files are numbered; what it is to its path."""
+        places = {
+            self.what: self._latest(self.out),
+            f"best {self.what}": self.best_path,
+            "loss curve": self.curve_path,
+        }
+        if self.settings.checkpoint_out is not None:
+            places["checkpoint"] = self._latest(self.settings.checkpoint_out)
+        return places
+
+    @property
     def best_path(self) -> Path:
         """Where the best goes."""
         latest = self._latest(self.out)

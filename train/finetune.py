@@ -33,9 +33,11 @@ from yupana.train.loop import History, Outcome
 from yupana.train.lora import TrainedAdapter
 from yupana.train.lora_settings import LoraSettings
 from yupana.train.progress import Display
+from yupana.train.record import make_record, relative
 from yupana.train.run import Run, fit_step, load_data, make_run, order_seed
 from yupana.train.samples import Template
 from yupana.train.settings import FinetuneSettings
+from yupana.train.writing import make_writing
 
 _BLOCK = 1 << 22  # bytes of a file hashed at a time
 _SETTINGS, _BASE = "training.lora.settings", "training.base_hash"
@@ -48,6 +50,7 @@ class Finetuning(Run):
     Attributes:
         model: with the adapter attached; its weights lie in the mapped file.
         whole: weights that are trained as a whole, by name.
+        base_hash: of the content of the model's file.
     """
 
     settings: FinetuneSettings
@@ -55,6 +58,14 @@ class Finetuning(Run):
     tokenizer: Tokenizer
     adapter: TrainedAdapter
     whole: dict[str, Tensor]
+    base_hash: str
+
+    def record(self) -> dict[str, Any]:
+        """What the log says of the run."""
+        path = relative(self.settings.model_base, self.files.log_path.parent)
+        base = {"path": path, "hash": self.base_hash}
+        config, n_parameters = self.model.config, self.model.n_parameters
+        return make_record(self, "finetune", config, n_parameters, base=base)
 
     def train(self) -> Outcome:
         """Train, write everything, and draw the loss curve; see `Run.train`."""
@@ -98,17 +109,9 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
     with GgufFile(settings.model_base) as file:
         tokenizer = read_tokenizer(file.metadata)
         template = _template(settings, file, tokenizer)
-        base = load_model(file, rounds=False)
-    if not isinstance(base, Llama):
-        raise SettingError(
-            f"{settings.model_base}: got a model of {base.architecture!r}, want 'llama'."
-        )
-    model, whole = _trainable(base, settings)
+        base = load_base(file)
     seed = order_seed(settings, start)
-    adapter = TrainedAdapter(
-        {name: w for name, w in model.weights.items() if name not in whole}, settings, seed
-    )
-    model.attach_part("trained", adapter)
+    model, adapter, whole = adapt(base, settings, seed)
     data = load_data(settings.train_data, tokenizer, settings, settings.ctx, seed, template)
     step = fit_step(model, settings, data.training.is_packed, adapter)
     entries = _entries(settings, base.config)
@@ -123,9 +126,44 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
 
     files = RunFiles(settings, settings.lora_out, "adapter", save, save_state)
     factors = {name: pair.factor for name, pair in adapter.pairs.items()}
-    run = make_run(settings, step, data, seed, files, params, start, display, factors)
-    parts: dict[str, Any] = vars(run)
-    return Finetuning(**parts, model=model, tokenizer=tokenizer, adapter=adapter, whole=whole)
+    threads, plain = settings.n_threads, adapter.without_dropout
+    writing = make_writing(settings, model, tokenizer, data, settings.seed, threads, plain)
+    run = make_run(settings, step, data, seed, files, params, start, display, factors, writing)
+    return Finetuning(
+        **vars(run),
+        model=model,
+        tokenizer=tokenizer,
+        adapter=adapter,
+        whole=whole,
+        base_hash=entries[_BASE],
+    )
+
+
+def load_base(file: GgufFile) -> Llama:
+    """The model of a file, to be adapted.
+
+    Raises:
+        SettingError: it is no LLaMA.
+    """
+    base = load_model(file, rounds=False)
+    if not isinstance(base, Llama):
+        raise SettingError(f"{file.path}: got a model of {base.architecture!r}, want 'llama'.")
+    return base
+
+
+def adapt(
+    base: Llama, settings: FinetuneSettings, seed: int
+) -> tuple[Llama, TrainedAdapter, dict[str, Tensor]]:
+    """The model with a fresh adapter attached, the adapter, and weights to be trained as a whole.
+
+    Raises:
+        SettingError: nothing is to be trained.
+    """
+    model, whole = _trainable(base, settings)
+    frozen = {name: w for name, w in model.weights.items() if name not in whole}
+    adapter = TrainedAdapter(frozen, settings, seed)
+    model.attach_part("trained", adapter)
+    return model, adapter, whole
 
 
 def _check_outputs(settings: FinetuneSettings) -> None:
@@ -192,7 +230,7 @@ def _entries(settings: FinetuneSettings, config: LlamaConfig) -> dict[str, Any]:
     lora = {f.name: getattr(settings, f.name) for f in fields(LoraSettings)}
     return llama_metadata(config) | {
         _SETTINGS: json.dumps(lora | {"train_whole": settings.train_whole}),
-        _BASE: _hash(settings.model_base),
+        _BASE: hash_file(settings.model_base),
     }
 
 
@@ -214,7 +252,7 @@ def _check_start(start: Checkpoint, entries: dict[str, Any]) -> None:
         )
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Of a file's content."""
     digest = hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:

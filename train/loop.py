@@ -6,9 +6,10 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from yupana.graphlib.errors import NonFiniteError, SettingError
 from yupana.train.data import Batches
@@ -18,6 +19,7 @@ from yupana.train.progress import Display, Silent, Status
 from yupana.train.schedule import Schedule
 from yupana.train.step import Evaluation, Step
 from yupana.train.stop import StopRules, StopState, after_step, after_validation
+from yupana.train.writing import Writing
 
 _SMOOTHING = 0.9  # share of the old value in the running loss and rate
 
@@ -36,11 +38,14 @@ class LoopSettings:
     eval_every: int = 50
     # Updates between two saves of the newest state; 0: at the end only.
     save_every: int = 10
+    # Updates between two texts that the model writes; 0: none.
+    generate_every: int = 0
     # What may end the run before.
     rules: StopRules = field(default_factory=StopRules)
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("eval_every", 0), ("save_every", 0)):
+        rules = (("steps", 1), ("eval_every", 0), ("save_every", 0), ("generate_every", 0))
+        for name, least in rules:
             value = getattr(self, name)
             if value < least:
                 raise SettingError(
@@ -114,6 +119,7 @@ class Loop:
         schedule: of the learning rate.
         settings: see `LoopSettings`.
         evaluation: of the validation loss; None: there is none.
+        writing: of texts for the log; None: there are none.
         keeper: writes models.
         log: gets a line per step and per evaluation.
         display: shows how it goes.
@@ -128,26 +134,33 @@ class Loop:
         settings: LoopSettings,
         *,
         evaluation: Evaluation | None = None,
+        writing: Writing | None = None,
         keeper: Keeper | None = None,
         log: Log | None = None,
         display: Display | None = None,
         history: History | None = None,
     ) -> None:
         self.step, self.batches, self.schedule = step, batches, schedule
-        self.settings, self.evaluation = settings, evaluation
+        self.settings, self.evaluation, self.writing = settings, evaluation, writing
         self.keeper, self.log = keeper or Keeper(), log or Log(None)
         self.display = display or Silent()
         self.history = history or History()
         self._status = Status(self.history.step, settings.steps)
         self._batch = batches.at(self.history.step)
         self._saved = -1  # step of the newest save
+        self._written = -1  # step of the newest text
         self._busy_s = 0.0  # in training steps alone
 
-    def run(self, stop: Callable[[], bool] | None = None) -> Outcome:
+    def run(
+        self,
+        stop: Callable[[], bool] | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> Outcome:
         """Train; Ctrl-C finishes the step, saves, and returns with `interrupted` set.
 
         Args:
             stop: asked after each step; True ends the run as Ctrl-C does.
+            record: what the log says of the run, before its steps.
 
         Raises:
             NonFiniteError: a step or an evaluation gave values that are not finite. What is
@@ -158,6 +171,8 @@ class Loop:
         try:
             with CtrlC() as ctrl_c, self.display:
                 self._save()
+                if record is not None:
+                    self.log.write(self.history.step, run=record)
                 interrupted, reason = self._steps(lambda: ctrl_c.asked or bool(stop and stop()))
                 self._save()
         except NonFiniteError as error:
@@ -173,6 +188,8 @@ class Loop:
         """Train to the end; returns whether somebody asked to stop, and a rule's reason to."""
         history, settings = self.history, self.settings
         first, start = history.step, time.monotonic()
+        if first == 0:
+            self._write()  # what it could say before
         while history.step < settings.steps:
             loss = self._train_once()
             done = history.step - first
@@ -183,6 +200,8 @@ class Loop:
             last = history.step == settings.steps
             if last or reason or _is_due(history.step, settings.eval_every):
                 reason = self._evaluate() or reason
+            if last or reason or _is_due(history.step, settings.generate_every):
+                self._write()
             if is_asked():
                 return not last, ""
             if _is_due(history.step, settings.save_every):
@@ -246,6 +265,15 @@ class Loop:
         if not _is_due(history.step, self.settings.eval_every):
             return None  # at the end alone: a run that goes on would not have looked here
         return after_validation(self.settings.rules, history.stop, is_best)
+
+    def _write(self) -> None:
+        """Let the model write a text to the log."""
+        step = self.history.step
+        if self.writing is None or self._written == step:
+            return
+        prompt, text = self.writing.text()
+        self.log.write(step=step, prompt=prompt, text=text)
+        self._written = step
 
     def _save(self) -> None:
         """Write the newest state, unless it gives values that are not finite."""

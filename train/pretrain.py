@@ -15,9 +15,11 @@ from yupana.train.checkpoint import MODEL, Checkpoint, Progress, save_checkpoint
 from yupana.train.files import RunFiles
 from yupana.train.loop import History
 from yupana.train.progress import Display
+from yupana.train.record import make_record
 from yupana.train.run import Run, fit_step, load_data, make_run, order_seed
 from yupana.train.samples import read_texts
 from yupana.train.settings import RunSettings
+from yupana.train.writing import make_writing
 
 _VOCABULARY_TEXT = 1 << 25  # characters that a bpe vocabulary is learned from
 
@@ -28,6 +30,11 @@ class Pretraining(Run):
 
     model: Llama
     vocabulary: Words
+
+    def record(self) -> dict[str, Any]:
+        """What the log says of the run."""
+        model = self.model
+        return make_record(self, "pretrain", model.config, model.n_parameters)
 
 
 def make_vocabulary(source: str | Path, settings: RunSettings) -> Vocabulary:
@@ -94,5 +101,8 @@ def prepare(
     files = RunFiles(settings, settings.model_out, "model", save, save_state)
     if start is None:
         model.init(settings.seed)
-    run = make_run(settings, step, data, seed, files, model.weights, start, display)
+    writing = make_writing(settings, model, vocabulary, data, settings.seed, settings.n_threads)
+    run = make_run(
+        settings, step, data, seed, files, model.weights, start, display, writing=writing
+    )
     return Pretraining(**vars(run), model=model, vocabulary=vocabulary)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from yupana.graphlib.budget import Checkpoints
 from yupana.graphlib.context import Context
@@ -31,6 +32,7 @@ from yupana.train.settings import TrainSettings
 from yupana.train.shuffle import key_of
 from yupana.train.step import Evaluation, Step, TrainingStep
 from yupana.train.tensorboard import EventFile
+from yupana.train.writing import Writing
 
 _VALIDATION_BATCHES = 8  # looked at in each evaluation
 
@@ -54,13 +56,17 @@ class Run:
         """
         self.files.make_folders()
         try:
-            outcome = self.loop.run()
+            outcome = self.loop.run(record=self.record())
         except BaseException:
             with contextlib.suppress(OSError):  # the first error says more
                 self.files.draw(self.loop.history)
             raise
         self.files.draw(self.loop.history)
         return outcome
+
+    def record(self) -> dict[str, Any]:
+        """What the log says of the run; see `make_record`."""
+        raise NotImplementedError
 
 
 def load_data(
@@ -162,6 +168,7 @@ def make_run(
     start: Checkpoint | None = None,
     display: Display | None = None,
     factors: Mapping[str, float] | None = None,
+    writing: Writing | None = None,
 ) -> Run:
     """Put the pieces together, fill in a checkpoint, and compile; nothing is trained or written.
 
@@ -169,6 +176,7 @@ def make_run(
         seed: of the order of the data.
         params: what is trained, by name; they have their values unless there is a checkpoint.
         factors: of an adapter, see `Checkpoint.restore`.
+        writing: of texts for the log.
 
     Raises:
         YupanaError: settings out of range, or a checkpoint that does not fit.
@@ -197,8 +205,11 @@ def make_run(
         step,
         batches,
         schedule,
-        LoopSettings(steps, settings.eval_every, settings.save_every, rules),
+        LoopSettings(
+            steps, settings.eval_every, settings.save_every, settings.generate_every, rules
+        ),
         evaluation=evaluation,
+        writing=writing,
         keeper=files,
         log=Log(files.log_path, append=start is not None, events=events),
         display=display,

@@ -21,6 +21,7 @@ from yupana.train.optimiser import AdamWSettings, OptimiserSettings, ParamGroup,
 from yupana.train.samples import DataRules
 from yupana.train.schedule import Schedule
 from yupana.train.stop import StopRules
+from yupana.train.writing import WritingSettings
 
 # Share of a step's work that goes into needing less memory where nothing asks for it: a step hardly
 # takes longer, and a process of small vocabulary a third less memory.
@@ -103,7 +104,7 @@ class ModelSettings(BatchSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(BatchSettings, DataRules):
+class TrainSettings(BatchSettings, DataRules, WritingSettings):
     """How to train, whatever the model and the text."""
 
     # Log to write, a JSON line for each step; by default beside what is learned.
@@ -203,6 +204,7 @@ class TrainSettings(BatchSettings, DataRules):
                 )
         self.checkpoints(None)
         self.check_data()
+        self.check_writing()
         self.schedule()
         self.stop_rules()
         self.optimiser()

@@ -21,6 +21,7 @@ PROGRAMS = {
     "inspect": "what is in a model file: entries, tensors, types",
     "baby-llama": "ggml's sine-wave task, trained by L-BFGS",
     "cost": "the whole bill of a training run before it: memory, FLOPs, seconds per step",
+    "report": "one page about a run: curves, texts, bill, graph, memory, hottest nodes",
     "draw": "pictures of a model's graph, the memory of a training step, and a run of it",
     "ops": "every operation, its family, and whether it has a gradient",
     "check": "prove operations, the library's or your own, against their formulas",

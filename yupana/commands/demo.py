@@ -14,6 +14,7 @@ from yupana.models.vocabulary import Vocabulary
 from yupana.models.writer import Writer
 from yupana.train.pretrain import Pretraining, prepare
 from yupana.train.progress import make_display
+from yupana.train.report import make_report
 from yupana.train.settings import RunSettings
 from yupana.train.text import documentation_text
 
@@ -22,7 +23,7 @@ from yupana.train.text import documentation_text
 class Settings:
     """Train a small LLaMA on the text of Python's own documentation, and let it write.
 
-    It leaves the model, the loss curve and pictures of graph and memory in one folder.
+    It leaves the model, a report, the loss curve and pictures of graph and memory in one folder.
     """
 
     # Folder to write to.
@@ -48,6 +49,8 @@ def run(settings: Settings) -> int:
     draw_pictures(pretraining, settings.out)
     if not outcome.interrupted:
         write_text(pretraining, settings)
+        written = pretraining.files.written
+        written["report"] = make_report(pretraining.files.log_path, settings.out / "report.html")
     conclude(pretraining, outcome)
     return 130 if outcome.interrupted else 0
 
@@ -74,6 +77,8 @@ def run_settings(settings: Settings) -> RunSettings:
         warmup=min(50, settings.steps // 4),
         cos_decay_steps=max(1, settings.steps - min(50, settings.steps // 4)),
         eval_every=max(1, settings.steps // 12),
+        generate_every=max(1, settings.steps // 6),
+        generate_prompt=settings.prompt,
         save_every=0,
     )
 
