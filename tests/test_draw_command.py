@@ -57,7 +57,7 @@ def test_graphs_of_sizes(folder, what, inside, outside):
 
 
 def test_options_reach_the_picture(folder):
-    text = source(*TINY, "--sizes", "--flops", "--offsets", "--use-checkpointing")
+    text = source(*TINY, "--sizes", "--flops", "--offsets", "--checkpointing=all")
     assert " KiB, " in text
     assert "kFLOP" in text
     assert ", at " in text
@@ -66,6 +66,14 @@ def test_options_reach_the_picture(folder):
     text = source(*TINY, "--around", "blk.1.attn_q", "--depth", "1")
     assert text.count("mul_mat") < 4
     assert "get_rows_back" not in source(*TINY, "--between", "tokens", "loss")
+
+
+@pytest.mark.parametrize("way", ["none", "auto", "sqrt", "all"])
+def test_what_is_computed_again_is_what_the_trainers_would(folder, way):
+    text = source(*TINY, "--layer=9", "-w", "step", "--checkpointing", way)
+    assert ("computed again" in text) == (way != "none")
+    if way == "sqrt":  # ggml's switch says the same
+        assert source(*TINY, "--layer=9", "-w", "step", "--use-checkpointing") == text
 
 
 def test_times_are_measured(folder):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from yupana.graphlib.budget import Checkpoints
 from yupana.graphlib.context import Context
 from yupana.graphlib.draw import draw_graph, draw_plan, draw_profile, save_trace
 from yupana.graphlib.errors import SettingError
@@ -23,7 +24,7 @@ from yupana.models.sketch import sketch_model
 from yupana.train.lora import TrainedAdapter
 from yupana.train.lora_settings import LoraSettings
 from yupana.train.optimiser import AdamWSettings
-from yupana.train.settings import ModelSettings
+from yupana.train.settings import ModelSettings, auto
 from yupana.train.step import TrainingStep
 
 _RUNS = 10  # that times are medians of
@@ -71,8 +72,10 @@ class Settings(ModelSettings):
     times: bool = False
     # Show where results lie in the arena.
     offsets: bool = False
-    # Compute results of the forward pass again instead of keeping them.
-    use_checkpointing: bool = False
+    # What of the forward pass is computed again instead of kept, as the trainers have it: none; all
+    # between two layers; all between a few (sqrt); or auto, a twentieth of the work. With memory:
+    # what is drawn beside the plan with all results kept; sqrt unless it is told.
+    checkpointing: Literal["none", "auto", "sqrt", "all"] = "none"
     # Train an adapter of this rank beside frozen weights; 0: train all weights.
     lora_r: int = 0
     # Tokens in the vocabulary of a model without a file.
@@ -98,10 +101,11 @@ def _draw(settings: Settings) -> Path:
     s = settings
     title = f"{s.model.name}: {_TITLES[s.what]}" if s.model else _TITLES[s.what]
     if s.what == "memory":
-        first, second = (record_graph(s, "step", c).plan() for c in (False, True))
-        checkpointed = {f"{title}, with gradient checkpointing": second}
+        way = "sqrt" if s.checkpointing == "none" else s.checkpointing
+        first, second = (record_graph(s, "step", c).plan() for c in ("none", way))
+        checkpointed = {f"{title}, with gradient checkpointing ({way})": second}
         return draw_plan(first, s.out, title=f"{title}, all results kept", against=checkpointed)
-    graph = record_graph(s, "step" if s.what == "timeline" else s.what, s.use_checkpointing)
+    graph = record_graph(s, "step" if s.what == "timeline" else s.what, s.checkpointing)
     if s.what == "timeline":
         return _draw_run(s, graph, title)
     details: dict[str, Any] = {"sizes": s.sizes, "flops": s.flops}
@@ -136,7 +140,7 @@ def _measured(settings: Settings, graph: Graph) -> dict[str, Any]:
 
 
 def record_graph(
-    settings: Settings, what: Literal["forward", "gradients", "step"], use_checkpointing: bool
+    settings: Settings, what: Literal["forward", "gradients", "step"], checkpointing: str
 ) -> Graph:
     """The graph of a model that holds nothing, unless it shall run."""
     context = Context(no_alloc=not (settings.times or settings.what == "timeline"))
@@ -151,11 +155,12 @@ def record_graph(
         model.attach_part("trained", adapter)
     targets = context.input(shape, "i32", "targets")
     loss = _loss(model, tokens, targets).named("loss")
+    ways: dict[str, Checkpoints] = {"none": None, "auto": auto(), "sqrt": "sqrt", "all": "all"}
+    checkpoints = ways[checkpointing]
     if what == "step":
-        checkpoints: Literal["sqrt"] | None = "sqrt" if use_checkpointing else None
         return TrainingStep(loss, (tokens, targets), AdamWSettings(), checkpoints).graph
     graph = Graph(loss)
-    graph.backward(loss, "sqrt" if use_checkpointing else None)
+    graph.backward(loss, checkpoints)
     return graph
 
 
