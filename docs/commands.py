@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from tyro.conf import Positional, UseAppendAction
 
 from yupana.cli import INTERRUPTED, PROGRAMS
+from yupana.graphlib.config import Config
 
 PAGE = Path(__file__).parent / "commands.md"
 WORDS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
@@ -203,11 +204,22 @@ def entry(name: str) -> str:
     return "\n\n".join(parts)
 
 
+def environment() -> str:
+    """The part on variables that every program reads."""
+    rows = [
+        f"| `YUPANA_{field.name.upper()}` | {escape(field.metadata['meaning'])} |"
+        for field in dataclasses.fields(Config)
+    ]
+    head = "Variables of the environment, which every program and `import yupana` read:"
+    return "\n".join(["## Environment", "", head, "", "| variable | meaning |", "|---|---|", *rows])
+
+
 def page() -> str:
     """The whole page."""
     listed = [f"| [{name}](#{name}) | {what} |" for name, what in PROGRAMS.items()]
     contents = "\n".join(["| program | what it is for |", "|---|---|", *listed])
-    return "\n\n".join([HEAD.strip(), contents, *map(entry, PROGRAMS)]) + "\n"
+    parts = [HEAD.strip(), contents, *map(entry, PROGRAMS), environment()]
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

@@ -67,4 +67,9 @@ def test_examples_of_docstrings_become_code():
     text = "Adds.\n\n>>> 1 + 1\n2\n\n>>> 2\n2\n\nMore."
     want = "Adds.\n\n```pycon\n>>> 1 + 1\n2\n\n>>> 2\n2\n```\n\nMore."
     assert docstrings.as_markdown(text) == want
+    section = "Adds.\n\nRaises:\n    ShapeError: no\n    axes. OSError: no file.\n\n>>> 1\n1"
+    assert docstrings.as_markdown(section) == (
+        "Adds.\n\nRaises:\n    ShapeError: no axes.\n    OSError: no file.\n\n"
+        "```pycon\n>>> 1\n1\n```"
+    )
     assert docstrings.as_markdown("As in::\n\n    x = 1") == "As in:\n\n    x = 1"
