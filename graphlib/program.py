@@ -215,16 +215,19 @@ class Program:
         def job(k: int) -> None:  # holds the program: threads touch its memory up to their return
             entry(self._addresses[0], k, threads, self._addresses[k + 1])
 
-        if self._last_s < _ASIDE_S:
-            POOL.run(job, threads)
-        else:
-            POOL.run_aside(job, threads, self.abort)
-        self._last_s = time.perf_counter() - start
-        if self._sync[loop.ABORT]:
-            # The first thread may be back before the others have read that they shall stop.
-            POOL.run_aside(lambda k: None, threads, self.abort)
-            self._sync[:] = 0
-            self._tables[5:] = 0
+        try:
+            if self._last_s < _ASIDE_S:
+                POOL.run(job, threads)
+            else:
+                POOL.run_aside(job, threads, self.abort)
+        finally:
+            if self._sync[loop.ABORT]:
+                # The first thread may be back before the others have read that they shall stop.
+                POOL.run_aside(lambda k: None, threads, self.abort)
+                self._sync[:] = 0
+                self._tables[5:] = 0
+            else:
+                self._last_s = time.perf_counter() - start
 
     @property
     def meetings(self) -> list[int]:

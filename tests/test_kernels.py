@@ -4,6 +4,7 @@ Every run cuts the chunks into ranges, as threads do, and watches the memory aro
 """
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from yupana.graphlib.kernels import gather, loss, optimise, reduce
 from yupana.graphlib.kernels.blocks import BLOCK, View
 from yupana.graphlib.kernels.compiler import function_type
 from yupana.graphlib.kernels.elementwise import Map
+from yupana.graphlib.ops import reduction
 
 _call = function_type(4)
 _GUARD = 64  # bytes that must stay as they are, on both sides of every operand
@@ -33,11 +35,14 @@ class Operand:
             axes = axes[::-1]
         steps = [2 if layout == "sparse" else 1] * stored.ndim
         full = [stored.shape[a] * steps[a] for a in axes]
+        if layout == "gaps":  # between rows
+            full[-1] += 3
         guard = _GUARD // stored.itemsize
         size = int(np.prod(full))
         self.memory = np.full((size + 2 * guard) * stored.itemsize, 255, np.uint8)
         whole = self.memory.view(stored.dtype)[guard : guard + size].reshape(full)
         whole = whole.transpose(np.argsort(axes)) if axes else whole
+        whole = whole[..., : stored.shape[-1]] if layout == "gaps" else whole
         self.array = whole[(*(slice(None, None, step) for step in steps), ...)]
         self.array[...] = stored
         self._mask = np.ones(self.memory.size, bool)
@@ -337,3 +342,31 @@ def test_label_that_is_no_class_shows_as_nan():
     run(_loss_steps(x, labels, workspace, loss=value, gradient=gradient, seed=seed))
     assert np.isnan(value.values)
     assert np.isnan(gradient.values).any(axis=1).tolist() == [False, True]
+
+
+@given(
+    shape=st.lists(st.sampled_from([1, 2, 3, 7, 16, 17, 64, 67, 130]), min_size=2, max_size=4),
+    order=st.permutations(range(4)),
+    place=st.tuples(st.sampled_from(["f32", "i32", "f16", "bf16"]), st.booleans()),
+)
+@example(shape=[17, 2, 3, 130], order=[3, 2, 1, 0], place=("f32", False))
+@example(shape=[67, 130], order=[1, 0, 2, 3], place=("i32", True))
+def test_copies_of_transposed_arrays(shape, order, place):
+    dtype, has_gaps = place
+    while np.prod(shape) > 40_000:
+        shape[np.argmax(shape)] //= 2
+    axes = [axis for axis in order if axis < len(shape)]
+    values = rng_of(*shape).integers(-99, 99, [shape[axis] for axis in np.argsort(axes)])
+    source = Operand(values, dtype)
+    turned = source.array.transpose(axes)
+    view = replace(source.view, shape=turned.shape, strides=turned.strides)
+    result = zeros(turned.shape, dtype, "gaps" if has_gaps else "rows")
+    run_all_ways(lambda: reduction.copy_steps(result.view, view), [result])
+    assert (result.values == values.transpose(axes)).all()
+
+
+def test_transposes_are_turned_in_registers():
+    for dtype, wanted in (("f32", "tiles_32"), ("bf16", "tiles_16")):
+        source, result = (zeros(shape, dtype) for shape in ((40, 50), (50, 40)))
+        view = replace(source.view, shape=(50, 40), strides=source.view.strides[::-1])
+        assert [step.kernel.name for step in reduction.copy_steps(result.view, view)] == [wanted]

@@ -31,6 +31,7 @@ from numba.core.errors import NumbaError
 
 from yupana.graphlib.config import config
 from yupana.graphlib.errors import KernelError
+from yupana.graphlib.kernels.deferral import interrupts_deferred
 from yupana.graphlib.kernels.fingerprint import (
     fingerprint,
     globals_read,
@@ -95,7 +96,8 @@ class Kernel:
             if _collected is not None:
                 _collected.append(self)
                 return 0
-            self._compile()
+            with interrupts_deferred():
+                self._compile()
         return self._address
 
     @property

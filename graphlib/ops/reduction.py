@@ -6,7 +6,7 @@ import numpy as np
 
 from yupana.graphlib.context import check_shape, tensor
 from yupana.graphlib.errors import DtypeError, ShapeError
-from yupana.graphlib.kernels import reduce
+from yupana.graphlib.kernels import reduce, transpose
 from yupana.graphlib.kernels.blocks import View
 from yupana.graphlib.kernels.elementwise import Map
 from yupana.graphlib.kernels.rowwise import Rows, row_sum
@@ -23,7 +23,7 @@ from yupana.graphlib.op import (
     call,
     op,
 )
-from yupana.graphlib.ops._rules import need_axes, need_float, unary_samples, view
+from yupana.graphlib.ops._rules import need_axes, need_float, need_plain, unary_samples, view
 from yupana.graphlib.tensor import Tensor
 
 _copy = Map(lambda x, p0, p1, p2, p3: x, 1, ns=0.1)
@@ -31,7 +31,7 @@ _copy = Map(lambda x, p0, p1, p2, p3: x, 1, ns=0.1)
 
 def copy_steps(dst: View, src: View) -> list[Step]:
     """Copy with conversion and broadcasting."""
-    return _copy.steps(dst, [src])
+    return transpose.steps(dst, src) or _copy.steps(dst, [src])
 
 
 def _is_tiling(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
@@ -82,7 +82,7 @@ def _tiles(d: Draw) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _repeat_sample(d: Draw) -> Call:
     small, large = _tiles(d)
-    return call(d.floats(small), large)
+    return call(d.integers(small, -9, 9) if d.integer(0, 3) == 0 else d.floats(small), large)
 
 
 def _repeat_back_sample(d: Draw) -> Call:
@@ -96,7 +96,8 @@ def _repeat_back_sample(d: Draw) -> Call:
     reference=_tile_reference,
     samples=_repeat_sample,
     error_samples=lambda: [
-        ErrorSample(lambda: repeat(tensor([1.0, 2.0]), (3,)), ShapeError, "multiple")
+        ErrorSample(lambda: repeat(tensor([1.0, 2.0]), (3,)), ShapeError, "multiple"),
+        ErrorSample(lambda: repeat(tensor(np.ones(32), "Q8_0"), (64,)), DtypeError, "Q8_0"),
     ],
     family="reduction",
 )
@@ -104,7 +105,7 @@ def repeat(x: Tensor, shape: tuple[int, ...]) -> Result:
     """Tile to a larger shape: y[i, j] = x[i mod n, j mod m].
 
     Args:
-        x: (n, m, …) float.
+        x: (n, m, …) float or i32.
         shape: what comes out; each size a multiple of that of `x`, axes aligned at the last.
     Gradient: with respect to `x` (`repeat_back`). Source: ggml_repeat.
 
@@ -113,7 +114,7 @@ def repeat(x: Tensor, shape: tuple[int, ...]) -> Result:
            [1., 2., 1., 2.]], dtype=float32)
     """
     shape = check_shape("repeat", shape)
-    need_float("repeat", x)
+    need_plain("repeat", x)
     if not _is_tiling(x.shape, shape):
         raise ShapeError(f"repeat: got {x.shape} to {shape}, want sizes that are a multiple")
     return Result((x,), shape, x.dtype, {"shape": shape})
@@ -152,19 +153,23 @@ def repeat_back(x: Tensor, shape: tuple[int, ...]) -> Result:
     vjp=(lambda y, g: repeat(g, y.srcs[0].shape),),
     reference=np.sum,
     samples=unary_samples(),
-    error_samples=lambda: [ErrorSample(lambda: sum(tensor([1])), DtypeError, "i32")],
+    error_samples=lambda: [
+        ErrorSample(lambda: sum(tensor(np.ones(32), "Q8_0")), DtypeError, "Q8_0")
+    ],
     cost=lambda y: Cost(y.srcs[0].size, y.srcs[0].nbytes),
     family="reduction",
 )
 def sum(x: Tensor) -> Result:
     """Add up all elements; no axes are left. Added in float64, rounded once.
 
+    Args:
+        x: float or i32, of any shape.
     Gradient: with respect to `x`. Source: ggml_sum.
 
     >>> sum(tensor([[1.0, 2.0], [3.0, 4.0]])).numpy()
     array(10., dtype=float32)
     """
-    need_float("sum", x)
+    need_plain("sum", x)
     return Result((x,), (), x.dtype)
 
 

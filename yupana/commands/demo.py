@@ -90,6 +90,7 @@ def write_text(pretraining: Pretraining, settings: Settings) -> None:
     session = Session(pretraining.model, threads=settings.threads or None)
     writer = Writer(session, Sampler(Sampling(temp=0.7)), RandomStream(settings.seed))
     writer.read(vocabulary.encode(settings.prompt).tolist())
+    session.prepare(len(writer.pending))  # what is compiled is said before the text, not in it
     text = vocabulary.stream()
     print(f"\n{settings.prompt}", end="")
     for _ in range(settings.n_predict):
