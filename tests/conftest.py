@@ -1,9 +1,15 @@
 """Hypothesis profiles: `pytest --hypothesis-profile=thorough` draws a hundred times more."""
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 from yupana.graphlib.op import REGISTRY
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which their processes
+# would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Helpers that import torch where they stand: imported by tests that ask for it first.
 collect_ignore_glob = ["torch_*.py"]
