@@ -87,8 +87,8 @@ class Writing:
 
     @cached_property
     def _session(self) -> Session:
-        """Made when the first text is wanted; f32, since keys may grow large in training."""
-        return Session(self._model, cache="f32", threads=self._threads)
+        """Made when the first text is wanted, with the kernels that `yupana generate` takes."""
+        return Session(self._model, threads=self._threads)
 
     def text(self) -> tuple[str, str]:
         """The prompt, and what the model adds to it.

@@ -11,7 +11,6 @@ import numpy as np
 from yupana.graphlib.errors import DataError
 from yupana.models.formats import GgufFile
 from yupana.models.llama import Llama, LlamaConfig
-from yupana.train.data import Batch
 from yupana.train.finetune import adapt, hash_file, load_base
 from yupana.train.record import read_settings
 from yupana.train.report.runlog import RunLog
@@ -79,6 +78,3 @@ def _fill(step: Step, n_vocab: int) -> None:
             "segments": np.ones(leaf.shape),
         }[name]
         leaf.set(values)
-
-
-assert {"tokens", "targets", "positions", "segments"} == set(Batch._fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -295,8 +296,6 @@ def _some(texts: list[Text]) -> list[Text]:
 def _graph(step: Step | None, reason: str) -> Picture:
     if step is None:
         return Picture(reason=reason)
-    import shutil
-
     try:
         svg = graph_svg(step.graph)
     except YupanaError as error:

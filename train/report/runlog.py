@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 from yupana.graphlib.errors import DataError
 
 _CURVES = ("loss", "validation", "rate", "norm", "tokens_per_s", "seconds", "peak_bytes")
-_NEEDED = ("program", "settings", "model", "bill", "machine")  # of a record
+# Of a record; all else may be missing.
+_NEEDED = {
+    "program", "version", "started", "machine", "threads", "settings", "model", "n_parameters",
+    "n_trained", "data", "steps", "bill",
+}  # fmt: skip
 _HINT = "Name the folder of a run, its log (.jsonl), or a model, adapter or checkpoint it wrote."
 
 
@@ -172,4 +176,4 @@ def _first_record(path: Path) -> dict[str, Any]:
 
 
 def _is_record(record: Any) -> bool:
-    return isinstance(record, dict) and all(name in record for name in _NEEDED)
+    return isinstance(record, dict) and record.keys() >= _NEEDED

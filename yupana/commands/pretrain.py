@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,10 @@ def conclude(run: Run, outcome: Outcome) -> None:
         print(f"ended before the last step: {outcome.reason}")
     if outcome.interrupted:
         print("interrupted; everything was written after the step was finished", file=sys.stderr)
-    show_files(run.files.written)
+    written = run.files.written
+    show_files(written)
+    if "log" in written and "report" not in written:
+        print(f"`yupana report {shlex.quote(str(written['log']))}` makes one page of all this")
 
 
 def show_files(written: Mapping[str, Path]) -> None:
