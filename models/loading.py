@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from os import PathLike
 
-import numpy as np
-
 from yupana.graphlib.context import Context
 from yupana.graphlib.dtypes import f32
 from yupana.graphlib.errors import FileFormatError, ShapeError
@@ -48,7 +46,7 @@ def _weights(file: GgufFile, context: Context) -> dict[str, Tensor]:
     for name, info in file.tensors.items():
         is_small = len(info.shape) == 1 and info.type in ("F16", "F64")
         if is_small or info.type == "F64":
-            weights[name] = context.tensor(np.asarray(info.data), f32, name)
+            weights[name] = context.tensor(file.array(name), f32, name)
         else:
             weights[name] = file.tensor(context, name)
     return weights

@@ -6,19 +6,20 @@ added at the end.
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 from yupana.graphlib.kernels.compiler import Kernel
 from yupana.graphlib.kernels.gemm_plan import CHUNK_FLOPS, Gemm, round_up, rows_of
+from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.pointers import i64_array
 from yupana.graphlib.kernels.vector import (
-    I64,
     ITEMSIZE,
     LANES,
+    REGISTERS,
     const,
     load,
     load_f32,
+    loop,
     mask_below,
     masked_load,
     masked_store,
@@ -30,7 +31,9 @@ from yupana.graphlib.kernels.vector import (
     zeros,
 )
 
-ROWS = COLUMNS = 4  # rows of A and columns taken at once: their sums fit the registers
+ROWS = COLUMNS = 4  # rows of A and columns that a call takes
+FETCHED = 64  # bytes that come from memory together
+SumsOf = Callable[[list[Any], list[Any], Any], list[list[Any]]]
 
 
 class DotsRecord(NamedTuple):
@@ -98,12 +101,29 @@ def _sum_lanes(b: Any, values: list[Any]) -> Any:
 
 def _dots(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
     """Four columns by `rows` rows of dot products; see `_dotsR_T`."""
+    in_groups(b, rows, 1, args, partial(_dot_sums, b, dtype, args[8]))
+
+
+def in_groups(b: Any, rows: int, registers: int, args: list[Any], sums_of: SumsOf) -> None:
+    """Write what `sums_of` finds, for as many columns at a time as there are registers.
+
+    Args:
+        registers: that a sum takes.
+        sums_of: gives the lanes' sums of each column with each row, from the addresses of rows
+            and columns and the distance to the columns to come.
+    """
+    a_rows, columns = _starts(b, rows, args)
     ahead = b.mul(args[3], const(COLUMNS))
-    a_rows, columns = starts(b, rows, args)
-    finish(b, _dot_sums(b, dtype, a_rows, columns, ahead, args[8]), args)
+    each = COLUMNS
+    while each > 1 and rows * each * registers > REGISTERS // 2:
+        each //= 2
+    totals = []
+    for j in range(0, COLUMNS, each):
+        totals += sums_of(a_rows, columns[j : j + each], ahead)
+    _finish(b, totals, args)
 
 
-def starts(b: Any, rows: int, args: list[Any]) -> tuple[list[Any], list[Any]]:
+def _starts(b: Any, rows: int, args: list[Any]) -> tuple[list[Any], list[Any]]:
     """Addresses of the rows and of the columns that a call of `_dotsR_T` takes."""
     a, a_row, x, x_row, *_, cols = args
     columns = []
@@ -113,7 +133,7 @@ def starts(b: Any, rows: int, args: list[Any]) -> tuple[list[Any], list[Any]]:
     return [b.add(a, b.mul(a_row, const(r))) for r in range(rows)], columns
 
 
-def finish(b: Any, totals: list[list[Any]], args: list[Any]) -> None:
+def _finish(b: Any, totals: list[list[Any]], args: list[Any]) -> None:
     """Write the sums of the lanes of `totals`, of each column with each row."""
     c, c_row, d, d_row, _, cols = args[4:]
     mask = mask_below(b, cols, COLUMNS)
@@ -126,54 +146,39 @@ def finish(b: Any, totals: list[list[Any]], args: list[Any]) -> None:
 
 
 def _dot_sums(
-    b: Any, dtype: str, a_rows: list[Any], columns: list[Any], ahead: Any, count: Any
+    b: Any, dtype: str, count: Any, a_rows: list[Any], columns: list[Any], ahead: Any
 ) -> list[list[Any]]:
     """The products of each column with each row, summed over k but for the lanes of a vector."""
     kind, size = vector(), ITEMSIZE[dtype]
+    together = max(FETCHED // (LANES * size), 1)  # vectors of a column that memory gives at once
+    sums = [[Cell(Lanes(b, zeros(kind))) for _ in a_rows] for _ in columns]
 
-    def products(k: Any, sums: list[list[Any]], mask: Any) -> list[list[Any]]:
+    def add(k: Any, mask: Any = None) -> None:
         def kept(value: Any) -> Any:
             return value if mask is None else b.select(mask, value, zeros(kind))
 
         left = [kept(load(b, kind, b.add(p, b.mul(k, const(4))), 4)) for p in a_rows]
-        added = []
         for p, column in zip(columns, sums, strict=True):
             value = kept(load_f32(b, dtype, b.add(p, b.mul(k, const(size))), LANES))
-            added.append([multiply_add(b, u, value, s) for u, s in zip(left, column, strict=True)])
-        return added
+            for u, total in zip(left, column, strict=True):
+                total.set(Lanes(b, multiply_add(b, u, value, total.get().value)))
 
-    entry = b.block
-    head, body, tail, part, done = (
-        b.append_basic_block(name) for name in ("head", "body", "tail", "part", "done")
-    )
-    b.branch(head)
-    b.position_at_end(head)
-    k = b.phi(I64)
-    sums = [[b.phi(kind) for _ in a_rows] for _ in columns]
-    following = b.add(k, const(LANES))
-    b.cbranch(b.icmp_signed("<=", following, count), body, tail)
-    b.position_at_end(body)
-    for p in columns:  # the columns of the next call: the hardware follows four streams badly
-        prefetch(b, b.add(b.add(p, ahead), b.mul(k, const(size))))
-    added = products(k, sums, None)
-    b.branch(head)
-    k.add_incoming(const(0), entry)
-    k.add_incoming(following, body)
-    b.position_at_end(tail)
-    b.cbranch(b.icmp_signed("<", k, count), part, done)
-    b.position_at_end(part)  # the last LANES elements again, without those already counted
-    last = b.sub(count, const(LANES))
-    seen = mask_below(b, b.sub(k, last))
-    rest = products(last, sums, b.not_(seen))
-    b.branch(done)
-    b.position_at_end(done)
-    totals = [[b.phi(kind) for _ in a_rows] for _ in columns]
-    for j, i in product(range(len(columns)), range(len(a_rows))):
-        sums[j][i].add_incoming(zeros(kind), entry)
-        sums[j][i].add_incoming(added[j][i], body)
-        totals[j][i].add_incoming(sums[j][i], tail)
-        totals[j][i].add_incoming(rest[j][i], part)
-    return totals
+    def add_together(k: Any) -> None:
+        for p in columns:  # the columns of the next call: the hardware follows few streams well
+            prefetch(b, b.add(b.add(p, ahead), b.mul(k, const(size))))
+        for u in range(together):
+            add(b.add(k, const(u * LANES)))
+
+    step = LANES * together
+    loop(b, const(0), count, step, add_together)
+    if together > 1:
+        loop(b, b.sub(count, b.srem(count, const(step))), count, LANES, add)
+    rest = b.srem(count, const(LANES))
+    with b.if_then(b.icmp_signed("!=", rest, const(0))):
+        # The last LANES elements again, without those already counted.
+        last = b.sub(count, const(LANES))
+        add(last, b.not_(mask_below(b, b.sub(const(LANES), rest))))
+    return [[total.get().value for total in column] for column in sums]
 
 
 def with_addend(b: Any, value: Any, d: Any, read: Callable[[], Any]) -> Any:

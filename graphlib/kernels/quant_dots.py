@@ -4,18 +4,16 @@ Levels become float32 in registers and meet A there: nothing but their scales an
 the sums is rounded, so this is the product with the matrix that the blocks stand for.
 """
 
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
 
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_dots import COLUMNS, ROWS, dots, finish, starts
+from yupana.graphlib.kernels.gemm_dots import FETCHED, ROWS, dots, in_groups
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.quant_lines import LINE, Line, lines_of, numbers
 from yupana.graphlib.kernels.vector import (
     LANES,
-    REGISTERS,
     const,
     load,
     loop,
@@ -27,9 +25,6 @@ from yupana.graphlib.kernels.vector import (
 )
 from yupana.graphlib.quants import FORMATS
 
-SumsOf = Callable[[list[Any], list[Any], Any], list[list[Any]]]
-_FETCHED = 64  # bytes that come from memory together
-
 
 def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
     """Dot products of `rows` rows with four rows of blocks; see `_dots_of`."""
@@ -40,7 +35,8 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
 
         def add_block(k: Any) -> None:
             first = b.mul(k, const(4 * block))
-            found = [lines_at(b, name, w, ahead, k) for w in columns]
+            prefetch_blocks(b, name, 1, columns, ahead, k)
+            found = [lines_at(b, name, w, k) for w in columns]
             for i, lines in enumerate(zip(*found, strict=True)):
                 at = b.add(first, const(4 * LINE * i))
                 left = [load(b, kind, b.add(start, at), 4) for start in a_rows]
@@ -55,30 +51,18 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
     in_groups(b, rows, LINE // LANES, args, sums_of)
 
 
-def in_groups(b: Any, rows: int, registers: int, args: list[Any], sums_of: SumsOf) -> None:
-    """Write what `sums_of` finds, for as many columns at a time as there are registers.
-
-    Args:
-        registers: that a sum takes.
-        sums_of: gives the lanes' sums of each column with each row, from the addresses of rows
-            and columns and the distance to the columns to come.
-    """
-    a_rows, columns = starts(b, rows, args)
-    ahead = b.mul(args[3], const(COLUMNS))
-    each = COLUMNS if rows * COLUMNS * registers <= REGISTERS // 2 else 1
-    totals = []
-    for j in range(0, COLUMNS, each):
-        totals += sums_of(a_rows, columns[j : j + each], ahead)
-    finish(b, totals, args)
-
-
-def lines_at(b: Any, name: str, w: Any, ahead: Any, k: Any) -> list[Line]:
-    """The lines of block `k` of the row at `w`; those `ahead` are fetched meanwhile."""
+def prefetch_blocks(b: Any, name: str, n: int, columns: list[Any], ahead: Any, k: Any) -> None:
+    """Fetch what is `ahead` of `n` blocks from the `k`th: hardware follows few streams well."""
     nbytes = FORMATS[name].nbytes
-    at = b.add(w, b.mul(k, const(nbytes)))
-    for near in range(0, nbytes, _FETCHED):  # the hardware follows several streams badly
-        prefetch(b, b.add(b.add(at, ahead), const(near)))
-    return lines_of(b, name, at)
+    for w in columns:
+        at = b.add(b.add(w, ahead), b.mul(k, const(nbytes)))
+        for near in range(0, n * nbytes, FETCHED):
+            prefetch(b, b.add(at, const(near)))
+
+
+def lines_at(b: Any, name: str, w: Any, k: Any) -> list[Line]:
+    """The lines of block `k` of the row at `w`."""
+    return lines_of(b, name, b.add(w, b.mul(k, const(FORMATS[name].nbytes))))
 
 
 # The dot products of `gemm_dots.dots` with rows of blocks of type T.

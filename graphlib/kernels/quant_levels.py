@@ -4,6 +4,10 @@ For few rows of A in Q8_0. These are first laid out as the dot products like the
 row, then for every line of 32 a vector that puts right what B's levels are counted from, then the
 scales. A line costs one integer dot product and one float32 multiply-add, which is faster than
 with float32 rows; the result is the product of the numbers that both stand for.
+
+Instructions multiply bytes without sign by bytes with one. Those of AVX2 add two products in 16
+bits, too few for the levels of Q8_0: there levels of both sides have 16 bits and a sign, and
+nothing is to be put right.
 """
 
 from dataclasses import replace
@@ -15,11 +19,11 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_dots import ROWS, dots, dots_record
+from yupana.graphlib.kernels.gemm_dots import ROWS, dots, dots_record, in_groups
 from yupana.graphlib.kernels.gemm_plan import Gemm, Matrix, has_near_outputs
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.pointers import i64_array
-from yupana.graphlib.kernels.quant_dots import in_groups, lines_at
+from yupana.graphlib.kernels.quant_dots import lines_at, prefetch_blocks
 from yupana.graphlib.kernels.quant_lines import I8, LINE, Line, lines_of, signed_levels
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.kernels.vector import (
@@ -43,9 +47,10 @@ from yupana.graphlib.kernels.vector import (
 from yupana.graphlib.quants import FORMATS
 
 _MOST_ROWS = 32  # beyond, A is worth expanding and B worth packing
-_UNROLL = 2  # blocks of a line
+_UNROLL = 4  # blocks of a line that are gone through in one go
 _BYTES, _WORDS, _REALS = ir.VectorType(I8, LINE), ir.VectorType(I32, 8), vector(8)
-_HAS_VNNI = {"avx512vnni", "avx512vl"} <= FEATURES
+_PAIRS = ir.VectorType(I16, LINE // 2)
+_HAS_VNNI = {"avx512vnni", "avx512vl"} <= FEATURES or "avxvnni" in FEATURES
 # How the instruction's intrinsic takes its bytes changed with LLVM 22.
 _VNNI_BYTES = _BYTES if llvm.llvm_version_info[0] >= 22 else _WORDS
 
@@ -89,16 +94,32 @@ def _dot(b: Any, first: Any, unsigned: Any, signed: Any) -> Any:
         return b.call(
             function, [first, b.bitcast(unsigned, _VNNI_BYTES), b.bitcast(signed, _VNNI_BYTES)]
         )
+    if HAS_AVX2:
+        function = declare(b.module, "llvm.x86.avx2.pmadd.ub.sw", _PAIRS, [_BYTES] * 2)
+        pairs = b.call(function, [unsigned, signed])
+        return b.add(first, _pairs(b, pairs, ir.Constant(_PAIRS, [1] * (LINE // 2))))
     halves = []
     for start in (0, LINE // 2):
-        lanes = list(range(start, start + LINE // 2))
-        wide = ir.VectorType(I16, LINE // 2)
-        x = b.zext(shuffle(b, unsigned, unsigned, lanes), wide)
-        y = b.sext(shuffle(b, signed, signed, lanes), wide)
+        x, y = (b.zext(_part(b, unsigned, start), _PAIRS), b.sext(_part(b, signed, start), _PAIRS))
         pairs = _pairs(b, x, y)
         low, high = (shuffle(b, pairs, pairs, list(range(k, k + 4))) for k in (0, 4))
         halves.append(b.add(low, high))
     return b.add(first, shuffle(b, halves[0], halves[1], list(range(8))))
+
+
+def _part(b: Any, levels: Any, start: int) -> Any:
+    """Half of the levels of a line, <16 x i8>."""
+    return shuffle(b, levels, levels, list(range(start, start + LINE // 2)))
+
+
+def _wide(b: Any, levels: Any) -> list[Any]:
+    """Levels with a sign as the halves of a line in 16 bits."""
+    return [b.sext(_part(b, levels, start), _PAIRS) for start in (0, LINE // 2)]
+
+
+def _is_wide(name: str) -> bool:
+    """Whether levels of this type are multiplied in 16 bits."""
+    return name == "Q8_0" and HAS_AVX2 and not _HAS_VNNI
 
 
 def _pairs(b: Any, x: Any, y: Any) -> Any:
@@ -121,14 +142,18 @@ def _lay_out(name: str, b: Any, args: list[Any]) -> None:
     def line(k: Any) -> None:
         (x,) = lines_of(b, "Q8_0", b.add(source, b.mul(k, const(FORMATS["Q8_0"].nbytes))))
         levels = signed_levels(b, x)
-        sums = _dot(b, zeros(_WORDS), ir.Constant(_BYTES, [1] * LINE), levels)
         at = b.mul(k, const(LINE))
+        store(b, x.scale(1), b.add(scales, b.mul(k, const(4))))
+        if _is_wide(name):
+            for i, half in enumerate(_wide(b, levels)):
+                store(b, half, b.add(out, b.add(b.mul(at, const(2)), const(LINE * i))), 2)
+            return
+        sums = _dot(b, zeros(_WORDS), ir.Constant(_BYTES, [1] * LINE), levels)
         store(b, levels, b.add(out, at), 1)
         if _counts_from_zero(name):
             store(b, b.fmul(b.sitofp(sums, _REALS), x.scale(8)), b.add(corrections, at))
         else:
             store(b, b.neg(sums), b.add(corrections, at))
-        store(b, x.scale(1), b.add(scales, b.mul(k, const(4))))
 
     loop(b, const(0), b.sdiv(count, const(LINE)), 1, line)
 
@@ -138,18 +163,32 @@ def _counts_from_zero(name: str) -> bool:
     return name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
 
 
-def _add_line(b: Any, line: Line, x: Any, places: tuple[Any, Any], total: Cell) -> None:
-    """Add a line's products with levels `x`; places of its correction and scale."""
-    correction, scale = places
-    first = zeros(_WORDS)
-    if line.zero:
-        shift = ir.Constant(_WORDS, [line.zero.bit_length() - 1] * 8)
-        first = b.shl(load(b, _WORDS, correction, 4), shift)
-    value = b.sitofp(_dot(b, first, line.levels, x), _REALS)
-    factor = b.fmul(line.scale(8), splat(b, load(b, F32, scale, 4), 8))
-    found = multiply_add(b, value, factor, total.get().value)
+def _add_line(
+    b: Any, name: str, line: Line, row: tuple[Any, Any, Any], at: Any, total: Cell
+) -> None:
+    """Add the products of a line from element `at` on with a row laid out.
+
+    Args:
+        row: addresses of its levels, corrections and scales.
+    """
+    levels, corrections, scales = row
+    if _is_wide(name):
+        places = [b.add(levels, b.add(b.mul(at, const(2)), const(LINE * i))) for i in range(2)]
+        halves = zip(_wide(b, signed_levels(b, line)), places, strict=True)
+        low, high = (_pairs(b, w, load(b, _PAIRS, place, 2)) for w, place in halves)
+        value = b.add(low, high)
+    else:
+        first = zeros(_WORDS)
+        if line.zero:
+            shift = ir.Constant(_WORDS, [line.zero.bit_length() - 1] * 8)
+            first = b.shl(load(b, _WORDS, b.add(corrections, at), 4), shift)
+        value = _dot(b, first, line.levels, load(b, _BYTES, b.add(levels, at), 1))
+    scale = load(b, F32, b.add(scales, b.sdiv(at, const(8))), 4)
+    factor = b.fmul(line.scale(8), splat(b, scale, 8))
+    found = multiply_add(b, b.sitofp(value, _REALS), factor, total.get().value)
     if line.offset is not None:
-        found = multiply_add(b, load(b, _REALS, correction, 4), line.offset(8), found)
+        correction = load(b, _REALS, b.add(corrections, at), 4)
+        found = multiply_add(b, correction, line.offset(8), found)
     total.set(Lanes(b, found))
 
 
@@ -159,28 +198,29 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
 
     def sums_of(a_rows: list[Any], columns: list[Any], ahead: Any) -> list[list[Any]]:
         sums = [[Cell(Lanes(b, zeros(_REALS))) for _ in a_rows] for _ in columns]
+        rows_of_a = [
+            (start, b.add(start, count), b.add(start, b.mul(count, const(2)))) for start in a_rows
+        ]
 
         def add_block(k: Any) -> None:
-            found = [lines_at(b, name, w, ahead, k) for w in columns]
+            found = [lines_at(b, name, w, k) for w in columns]
             for i, lines in enumerate(zip(*found, strict=True)):
                 at = b.add(b.mul(k, const(block)), const(LINE * i))
-                for r, start in enumerate(a_rows):
-                    levels = b.add(start, at)
-                    scales = b.add(b.add(start, b.mul(count, const(2))), b.sdiv(at, const(8)))
-                    x = load(b, _BYTES, levels, 1)
+                for r, row in enumerate(rows_of_a):
                     for line, totals in zip(lines, sums, strict=True):
-                        _add_line(b, line, x, (b.add(levels, count), scales), totals[r])
+                        _add_line(b, name, line, row, at, totals[r])
 
         def add_blocks(k: Any) -> None:
-            for u in range(_UNROLL):
+            prefetch_blocks(b, name, together, columns, ahead, k)
+            for u in range(together):
                 add_block(b.add(k, const(u)))
 
+        together = _UNROLL if block == LINE else 1
         n_blocks = b.sdiv(count, const(block))
-        unrolled = const(0)
-        if block == LINE:
-            unrolled = b.sub(n_blocks, b.srem(n_blocks, const(_UNROLL)))
-            loop(b, const(0), n_blocks, _UNROLL, add_blocks)
-        loop(b, unrolled, n_blocks, 1, add_block)
+        loop(b, const(0), n_blocks, together, add_blocks)
+        if together > 1:
+            rest = b.sub(n_blocks, b.srem(n_blocks, const(together)))
+            loop(b, rest, n_blocks, 1, add_block)
         return [[total.get().value for total in totals] for totals in sums]
 
     in_groups(b, rows, 1, args, sums_of)

@@ -12,7 +12,7 @@ from yupana.graphlib.context import Context
 from yupana.graphlib.dtypes import DTYPES
 from yupana.graphlib.errors import DtypeError, Interrupted
 from yupana.graphlib.tensor import Tensor
-from yupana.models.formats.gguf_blocks import as_array, check_finite, native
+from yupana.models.formats.gguf_blocks import Array, as_array, check_finite, native
 from yupana.models.formats.gguf_cursor import shown
 from yupana.models.formats.gguf_header import Header, TensorInfo, Tensors, read_header
 from yupana.models.formats.gguf_split import join_tensors, open_parts
@@ -114,19 +114,29 @@ class GgufFile:
             Interrupted: `progress` returned False.
         """
         info = self.tensors[name]
-        kind, order = info._kind, info.byte_order
-        dtype = _DTYPES.get(kind.number)
+        dtype = _DTYPES.get(info._kind.number)
         if dtype is None:
             raise DtypeError(
                 f"{info.path}: type of tensor {shown(name)}: got {info.type}, want one of "
                 f"{', '.join(d.name for d in _DTYPES.values())}. Write it in one of them."
             )
-        raw = info.raw
+        data = self.array(name)
+        return context.wrap(np.require(data, requirements=["C", "A"]), dtype, name)
+
+    def array(self, name: str) -> Array:
+        """The data of a tensor as `TensorInfo.data` has them, in this machine's byte order.
+
+        Raises:
+            MissingEntry: no such tensor.
+            FileFormatError: numbers that are not finite, if this was to be checked.
+            Interrupted: `progress` returned False.
+        """
+        info = self.tensors[name]
+        kind, order, raw = info._kind, info.byte_order, info.raw
         if self._validate:
             check_finite(info.path, name, raw, kind, order, info.offset)
         self._report(info)
-        data = native(as_array(raw, kind, info.shape, order), kind, order)
-        return context.wrap(np.require(data, requirements=["C", "A"]), dtype, name)
+        return native(as_array(raw, kind, info.shape, order), kind, order)
 
     def close(self) -> None:
         """Let go of the file; arrays that were handed out stay valid."""
