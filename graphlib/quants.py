@@ -221,5 +221,6 @@ FORMATS = {
         Format("Q4_K", 256, 144, 12, quants_k.quantize_q4, quants_k.dequantize_q4),
         Format("Q5_K", 256, 176, 13, quants_k.quantize_q5, quants_k.dequantize_q5),
         Format("Q6_K", 256, 210, 14, quants_k.quantize_q6, quants_k.dequantize_q6),
+        Format("Q8_K", 256, 292, 15, quants_k.quantize_q8, quants_k.dequantize_q8),
     )
 }

@@ -1,9 +1,10 @@
-"""The quantised types of 256 elements in NumPy: Q2_K to Q6_K of ggml; see quants.py.
+"""The quantised types of 256 elements in NumPy: Q2_K to Q8_K of ggml; see quants.py.
 
 A block of 256 is cut into groups of 16 or 32 with a scale (and a minimum) each, and these are
 integers too, times one float16 for the whole block. Finding a group's scale is a search over a
 few candidates for the least weighted error; the levels are then rounded anew with the scale that
-the bytes will say.
+the bytes will say. Q8_K is simpler: one float32 scale, and sums of levels behind them. It is what
+llama.cpp rounds to whatever meets the others.
 """
 
 from typing import Any
@@ -308,3 +309,22 @@ def dequantize_q6(b: Bytes) -> Floats:
     q = _unpack(b[:, :128], 4, 64) | (_unpack(b[:, 128:192], 2, 32) << 4)
     scales = b[:, 192:208].view(np.int8).astype(np.float32) * _half_at(b, 208)
     return _expand(q.astype(np.int8) - 32, scales)
+
+
+def quantize_q8(x: Floats) -> Bytes:
+    """Q8_K: float32 scale, 256 levels, their sums by sixteens."""
+    x = np.where(np.isnan(x), _f32(0), x)
+    extreme = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
+    some = extreme != 0
+    inverse = np.where(some, _f32(-127) / extreme, _f32(0))
+    levels = np.clip(_nearest(inverse * x), -128, 127)
+    d = np.where(some, _f32(1) / inverse, _f32(0)).astype(np.float32)
+    sums = levels.reshape(-1, 16, 16).sum(2).astype(np.int16)
+    parts = d, levels.astype(np.int8), sums
+    return np.concatenate([part.view(np.uint8) for part in parts], axis=1)
+
+
+def dequantize_q8(b: Bytes) -> Floats:
+    """The inverse of `quantize_q8`."""
+    scale: Floats = b[:, :4].copy().view(np.float32)
+    return scale * b[:, 4:260].view(np.int8).astype(np.float32)

@@ -48,9 +48,9 @@ class Decoder(ABC):
     Args:
         sizes: of the model, whatever else its configuration says.
         context: owner of new weights, and of what graphs share.
-        rounds: round what meets a quantised matrix to eight bits (Q8_0) first, as llama.cpp does;
-            products are then of integers, which for a few tokens takes half the time. Without,
-            products are exact.
+        rounds: round what meets a quantised matrix to eight bits first, as llama.cpp does (to
+            Q8_K before types of 256 elements, else to Q8_0); products are then of integers, which
+            for a few tokens takes half the time. Without, products are exact.
     """
 
     architecture: ClassVar[str]  # as in `general.architecture`
@@ -62,8 +62,8 @@ class Decoder(ABC):
         self._weights: dict[str, Tensor] = {}
         self._attached: dict[str, Beside] = {}
         self._revision = 0
-        # The node that rounds a tensor, by the tensor's id: it keeps the tensor alive itself.
-        self._rounded: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        # The node that rounds a tensor, by its id and to what: it keeps the tensor alive itself.
+        self._rounded: WeakValueDictionary[tuple[int, str], Tensor] = WeakValueDictionary()
 
     def _take(
         self,
@@ -148,7 +148,7 @@ class Decoder(ABC):
         """
         w = self._weights[f"{name}.weight"]
         rounds = self.rounds and w.dtype.is_quantized
-        y = mul_mat(w, self._round(x) if rounds else x)
+        y = mul_mat(w, self._round(x, "Q8_K" if w.dtype.block == 256 else "Q8_0") if rounds else x)
         for adapter in self._attached.values():
             y = adapter.add_product(f"{name}.weight", x, y)
         bias = self._weights.get(f"{name}.bias")
@@ -232,10 +232,10 @@ class Decoder(ABC):
         names = [*self._attached]
         return SettingError(f"adapters: no such adapter: got {name!r}, want one of {names}.")
 
-    def _round(self, x: Tensor) -> Tensor:
-        rounded = self._rounded.get(id(x))
+    def _round(self, x: Tensor, kind: str) -> Tensor:
+        rounded = self._rounded.get((id(x), kind))
         if rounded is None:
-            rounded = self._rounded[id(x)] = cast(x, "Q8_0")
+            rounded = self._rounded[id(x), kind] = cast(x, kind)
         return rounded
 
     def _check_tokens(self, tokens: Tensor, what: str) -> None:

@@ -15,6 +15,7 @@ from yupana.graphlib.kernels.gemm import Gemm, Matrix, lower, workspace_bytes
 from yupana.graphlib.kernels.gemm_kernels import PACKED
 from yupana.graphlib.kernels.gemm_plan import is_fast, plan_tiles, suits_dots
 from yupana.graphlib.kernels.step import Step
+from yupana.graphlib.kernels.vector import LANES
 
 Array = np.ndarray[Any, Any]
 _call = function_type(4)
@@ -217,7 +218,7 @@ _WAYS = {
         24, 70, 40, (2, 2), layouts=("rows", "columns", "rows", "rows"), d_dtype="f32"
     ),
     "in place, many rows": Case(530, 50, 64, layouts=("columns", "columns", "rows", "rows")),
-    "packed by chunks": Case(70, 600, 300, dtypes=("f16", "f32")),
+    "packed by chunks": Case(50, 600, 300, dtypes=("f16", "f32")),
     "packed at once": Case(300, 65, 300, batch=(1, 2), group=(1, 2), d_dtype="f32"),
     "dots": Case(7, 600, 144, dtypes=("f32", "bf16"), d_dtype="f32"),
     "general": Case(9, 17, 33, dtypes=("f64", "f64"), batch=(2, 1)),
@@ -247,7 +248,7 @@ def test_cases_reach_every_way() -> None:
             found[name] = "dots"
         else:
             plan = plan_tiles(gemm)
-            columns = plan.panels_block * 3 * 16 < gemm.cols
+            columns = plan.panels_block * 3 * LANES < gemm.cols
             rows = plan.rows_block < gemm.rows
             found[name] = f"mode {plan.b_mode}{' columns' * columns}{' rows' * rows}"
     assert len(set(found.values())) == len(_WAYS), found

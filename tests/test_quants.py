@@ -38,6 +38,8 @@ def test_definition_is_that_of_the_gguf_package(name: str) -> None:
     fmt, kind = quants.FORMATS[name], gguf.GGMLQuantizationType[name]
     assert (fmt.block, fmt.nbytes) == gguf.GGML_QUANT_SIZES[kind]
     assert fmt.ggml_id == kind.value
+    if name == "Q8_K":  # the package knows no more of it
+        return
     rng = np.random.default_rng(0)
     # Any bytes are a block, also with scales that are no numbers
     stored = rng.integers(0, 256, (50, 4 * fmt.nbytes), np.uint8)

@@ -160,6 +160,12 @@ class Lanes:
         function = declare(b.module, f"llvm.vector.reduce.fmax.v{n}f32", F32, [self.kind])
         return everywhere(b, b.call(function, [self.value]), n)
 
+    def sum(self) -> Lanes:
+        """The sum of lanes of int32, as one lane."""
+        b, n = self.b, self.kind.count
+        function = declare(b.module, f"llvm.vector.reduce.add.v{n}i32", I32, [self.kind])
+        return everywhere(b, b.call(function, [self.value]), 1)
+
     def first(self, mask: Lanes) -> Lanes:
         """The first lane set in a mask (the last, if none is), in every lane."""
         b, n = self.b, self.kind.count

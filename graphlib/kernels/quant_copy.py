@@ -55,7 +55,7 @@ def copy_steps(dst: View, src: View) -> list[Step]:
         rows,
         each,
     )
-    searches = to is not None and QUANTIZED[to].block == 256
+    searches = to is not None and QUANTIZED[to].block == 256 and to != "Q8_K"
     ns = n * rows * (_SEARCH_NS if searches else _STORE_NS if to else _LOAD_NS)
     return [Step(_COPY_ROWS, record, -(-rows // each), ns, 4 * n)]
 

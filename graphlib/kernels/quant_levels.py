@@ -1,12 +1,12 @@
 """Products of two quantised matrices: levels are multiplied as integers, exactly.
 
-For few rows of A in Q8_0. These are first laid out as the dot products like them: the levels of a
-row, then for every line of 32 a vector that puts right what B's levels are counted from, then the
-scales. A line costs one integer dot product and one float32 multiply-add, which is faster than
-with float32 rows; the result is the product of the numbers that both stand for.
+For few rows of A in Q8_0 or Q8_K. These are first laid out as the dot products like them: the
+levels of a row, then for every line of 32 a vector that puts right what B's levels are counted
+from, then the scales. A line costs one integer dot product and one float32 multiply-add, which is
+faster than with float32 rows; the result is the product of the numbers that both stand for.
 
 Instructions multiply bytes without sign by bytes with one. Those of AVX2 add two products in 16
-bits, too few for the levels of Q8_0: there levels of both sides have 16 bits and a sign, and
+bits, too few if B is of such a type, too: there levels of both sides have 16 bits and a sign, and
 nothing is to be put right.
 """
 
@@ -46,6 +46,7 @@ from yupana.graphlib.kernels.vector import (
 )
 from yupana.graphlib.quants import FORMATS
 
+ROUNDED = ("Q8_0", "Q8_K")  # types of A
 _MOST_ROWS = 32  # beyond, A is worth expanding and B worth packing
 _UNROLL = 4  # blocks of a line that are gone through in one go
 _BYTES, _WORDS, _REALS = ir.VectorType(I8, LINE), ir.VectorType(I32, 8), vector(8)
@@ -56,7 +57,7 @@ _VNNI_BYTES = _BYTES if llvm.llvm_version_info[0] >= 22 else _WORDS
 
 
 def suits(gemm: Gemm) -> bool:
-    """Whether `lower` takes this product, of A in Q8_0 and a quantised B, and is fast at it."""
+    """Whether `lower` takes this product, of A in a type of `ROUNDED` and a quantised B."""
     return gemm.rows <= _MOST_ROWS and has_near_outputs(gemm)
 
 
@@ -76,7 +77,7 @@ def lower(gemm: Gemm, workspace: int) -> list[Step]:
     record, chunks = dots_record(levels)
     ns = 20.0 + gemm.batches * gemm.cols * gemm.inner * max(0.05, 0.025 * gemm.rows)
     return [
-        Step(LAY_OUT[b], laid_out, n_rows, 20.0 + 0.1 * n_rows * gemm.inner),
+        Step(LAY_OUT[gemm.a.dtype, b], laid_out, n_rows, 20.0 + 0.1 * n_rows * gemm.inner),
         Step(LEVEL_DOTS[b], record, chunks, ns),
     ]
 
@@ -119,7 +120,7 @@ def _wide(b: Any, levels: Any) -> list[Any]:
 
 def _is_wide(name: str) -> bool:
     """Whether levels of this type are multiplied in 16 bits."""
-    return name == "Q8_0" and HAS_AVX2 and not _HAS_VNNI
+    return name in ROUNDED and HAS_AVX2 and not _HAS_VNNI
 
 
 def _pairs(b: Any, x: Any, y: Any) -> Any:
@@ -133,17 +134,21 @@ def _pairs(b: Any, x: Any, y: Any) -> Any:
     return b.add(low, high)
 
 
-def _lay_out(name: str, b: Any, args: list[Any]) -> None:
-    """`_lay_out_T(source, out, count)`: a row of Q8_0 for products with rows of type T."""
+def _lay_out(source_name: str, name: str, b: Any, args: list[Any]) -> None:
+    """`_lay_out_S_T(source, out, count)`: a row of type S for products with rows of type T."""
     source, out, count = args
     corrections = b.add(out, count)
     scales = b.add(corrections, count)
 
-    def line(k: Any) -> None:
-        (x,) = lines_of(b, "Q8_0", b.add(source, b.mul(k, const(FORMATS["Q8_0"].nbytes))))
+    fmt = FORMATS[source_name]
+
+    def block(k: Any) -> None:
+        for i, x in enumerate(lines_of(b, source_name, b.add(source, b.mul(k, const(fmt.nbytes))))):
+            line(x, b.add(b.mul(k, const(fmt.block)), const(LINE * i)))
+
+    def line(x: Line, at: Any) -> None:
         levels = signed_levels(b, x)
-        at = b.mul(k, const(LINE))
-        store(b, x.scale(1), b.add(scales, b.mul(k, const(4))))
+        store(b, x.scale(1), b.add(scales, b.sdiv(at, const(8))))
         if _is_wide(name):
             for i, half in enumerate(_wide(b, levels)):
                 store(b, half, b.add(out, b.add(b.mul(at, const(2)), const(LINE * i))), 2)
@@ -155,7 +160,7 @@ def _lay_out(name: str, b: Any, args: list[Any]) -> None:
         else:
             store(b, b.neg(sums), b.add(corrections, at))
 
-    loop(b, const(0), b.sdiv(count, const(LINE)), 1, line)
+    loop(b, const(0), b.sdiv(count, const(fmt.block)), 1, block)
 
 
 def _counts_from_zero(name: str) -> bool:
@@ -227,7 +232,8 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
 
 
 _lay_out_of = {
-    name: void_intrinsic(f"quant_lay_out_{name}", 3, partial(_lay_out, name)) for name in FORMATS
+    (a, name): void_intrinsic(f"quant_lay_out_{a}_{name}", 3, partial(_lay_out, a, name))
+    for a, name in product(ROUNDED, FORMATS)
 }
 _dots_of = {
     (rows, name): void_intrinsic(f"quant_levels{rows}_{name}", 10, partial(_dots, rows, name))
@@ -263,7 +269,10 @@ def lay_out_rows(record, begin, end, scratch):
         lay_out(a, r[_L.out] + chunk * r[_L.out_row], r[_L.inner])
 
 
-LAY_OUT = {name: Kernel(lay_out_rows, name, lay_out=_lay_out_of[name]) for name in FORMATS}
+LAY_OUT = {
+    pair: Kernel(lay_out_rows, "_".join(pair), lay_out=function)
+    for pair, function in _lay_out_of.items()
+}
 LEVEL_DOTS = {
     name: Kernel(
         dots,

@@ -209,6 +209,12 @@ def _q6_k(b: Any, block: Any) -> list[Line]:
     return lines
 
 
+def _q8_k(b: Any, block: Any) -> list[Line]:
+    scale = _everywhere(b, load(b, F32, block, 1))
+    eight = [_bytes(b, block, 4 + LINE * k, LINE) for k in range(8)]
+    return [Line(b.xor(x, _all(x.type, -128)), 128, scale) for x in eight]
+
+
 _READERS: dict[str, Callable[[Any, Any], list[Line]]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
@@ -220,6 +226,7 @@ _READERS: dict[str, Callable[[Any, Any], list[Line]]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "Q8_K": _q8_k,
 }
 
 

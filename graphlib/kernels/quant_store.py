@@ -255,6 +255,28 @@ def _q6_k(b: Any, source: Any, block: Any) -> None:
         write(tops[0] | tops[1] | tops[2] | tops[3], _at(block, b, 128 + 32 * part))
 
 
+def _q8_k(b: Any, source: Any, block: Any) -> None:
+    lines = [read(b, F32, 32, _at(source, b, 128 * k)) for k in range(8)]
+    lines = [where(x.equals(x), x, x.like(0.0)) for x in lines]  # no NaN
+    top = lines[0].magnitude()
+    for x in lines[1:]:
+        top = top.most(x.magnitude())
+    size, extreme = top.largest(), lines[0]
+    for x in reversed(lines):  # the first of the largest magnitude
+        mask = x.magnitude().equals(size)
+        extreme = Lanes(b, b.select(mask.any(), x.first(mask).value, extreme.value))
+    some = extreme.differs(0.0)
+    inverse = where(some, extreme.like(-127.0) / extreme, extreme.like(0.0))
+    unit = where(some, inverse.like(1.0) / inverse, inverse.like(0.0))
+    write(unit.part([0]), block)
+    for k, x in enumerate(lines):
+        levels = (inverse * x).nearest().clip(-128, 127)
+        write(levels.narrow(I8), _at(block, b, 4 + 32 * k))
+        for half in range(2):
+            total = levels.part(list(range(16 * half, 16 * half + 16))).sum()
+            write(total.narrow(I16), _at(block, b, 260 + 4 * k + 2 * half))
+
+
 _WRITERS: dict[str, Callable[[Any, Any, Any], None]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
@@ -266,4 +288,5 @@ _WRITERS: dict[str, Callable[[Any, Any, Any], None]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "Q8_K": _q8_k,
 }

@@ -25,7 +25,7 @@ from yupana.graphlib.ops.reduction import repeat_back
 from yupana.graphlib.ops.views import reshape, transpose
 from yupana.graphlib.tensor import Tensor
 
-_q8 = dtype_of("Q8_0")
+_ROUNDED = [dtype_of(name) for name in quant_levels.ROUNDED]
 
 
 def _matrix(x: Operand, row_axis: int = -2) -> Matrix:
@@ -84,7 +84,7 @@ def _lower_mul_mat(site: Site) -> list[Step]:
 
 
 def _quantized_steps(site: Site, gemm: Gemm, w: Operand, x: Operand) -> list[Step]:
-    """`w` is quantised, and `x` may be Q8_0."""
+    """`w` is quantised, and `x` may be so with eight bits."""
     expanded: list[Step] = []
     if x.dtype.is_quantized:
         if quant_levels.suits(gemm):
@@ -158,7 +158,8 @@ def _pairs(d: Draw, inner_axis: int) -> Call:
     if not blocks:
         return call(d.floats(first), d.floats(second))
     both = inner_axis == -1 and d.choice([False, False, True])
-    return call(d.quantized(first), d.quantized(second, "Q8_0") if both else d.floats(second))
+    kind = d.choice(["Q8_0", "Q8_K"]) if k % 256 == 0 else "Q8_0"
+    return call(d.quantized(first), d.quantized(second, kind) if both else d.floats(second))
 
 
 def _check_pair(name: str, a: Tensor, b: Tensor, axis: int) -> None:
@@ -216,8 +217,8 @@ def mul_mat(w: Tensor, x: Tensor) -> Result:
         w: (…, N, K) float or quantised; usually a weight.
         x: (…, M, K) float; its leading sizes are multiples of those of `w`. Consecutive batches
             of `x` share one of `w`, as grouped-query heads share keys. Beside a quantised `w`
-            it may be Q8_0 (`cast(x, "Q8_0")`): levels are then multiplied as integers, which
-            for few rows takes half the time.
+            it may be Q8_0 or Q8_K (`cast(x, "Q8_0")`): levels are then multiplied as integers,
+            which for few rows takes half the time.
     Returns:
         (…, M, N) f32, or f64 when both are. `a @ b` is the mathematical product. A quantised `w`
         stands for exactly the numbers in its blocks; ggml always rounds `x` to eight bits, too.
@@ -229,7 +230,7 @@ def mul_mat(w: Tensor, x: Tensor) -> Result:
     array([[11.],
            [17.]], dtype=float32)
     """
-    if not (w.dtype.is_quantized and x.dtype is _q8):
+    if not (w.dtype.is_quantized and x.dtype in _ROUNDED):
         need_float("mul_mat", x)
     _check_pair("mul_mat", w, x, -1)
     return Result((w, x), (*x.shape[:-1], w.shape[-2]), wide_dtype(x))
