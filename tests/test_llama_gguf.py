@@ -11,6 +11,7 @@ from yupana.models.baby_llama import BabyLlama, baby_config
 from yupana.models.formats import GgufFile, write_gguf
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.models.llama_gguf import llama_metadata, load_llama, save_llama
+from yupana.models.loading import load_model
 from yupana.models.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_characters("the llama's ñandú\n")
@@ -186,3 +187,18 @@ def test_each_fault_of_a_file_has_its_message(tmp_path, metadata, tensors, words
     )
     with pytest.raises(FileFormatError, match=words):
         load_llama(tmp_path / "m.gguf")
+
+
+def test_small_tensors_that_are_copied_are_checked_and_counted_too(tmp_path):
+    path, model = tmp_path / "m.gguf", Llama(CONFIG).init(seed=1)
+    tensors = {name: array.astype(np.float16) for name, array in model.arrays().items()}
+    write_gguf(path, llama_metadata(CONFIG), tensors)
+    taken = []
+    load_model(GgufFile(path, validate=True, progress=taken.append))
+    assert len(taken) == len(tensors)
+    assert taken[-1] == 1
+    tensors["output_norm.weight"][3] = np.nan
+    write_gguf(path, llama_metadata(CONFIG), tensors)
+    load_model(path)
+    with pytest.raises(FileFormatError, match=r"element 3 of tensor 'output_norm.weight' \(F16\)"):
+        load_model(GgufFile(path, validate=True))

@@ -8,12 +8,15 @@ import pytest
 
 import yupana as yp
 from yupana.models.loading import load_model
+from yupana.models.quantize import quantize_model
 from yupana.models.session import Session
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 REFERENCE = DATA / "llamacpp_reference.json"
 pytestmark = pytest.mark.skipif(not REFERENCE.is_file(), reason="llama.cpp's figures are not here")
 CASES = json.loads(REFERENCE.read_text()) if REFERENCE.is_file() else {}
+# What llama.cpp says of the first model and text when the model is quantised anew.
+TYPES = json.loads((Path(__file__).parent / "data" / "llamacpp_types.json").read_text())
 
 
 @pytest.fixture(params=CASES, scope="module")
@@ -29,21 +32,37 @@ def test_ids_scores_and_likelihood_are_those_of_llama_cpp(case):
     np.testing.assert_array_equal(scores.argmax(-1), want["argmax"])
     close = 0.002 * want["logit_std"]
     np.testing.assert_allclose(scores[-1, want["cols"]], want["last_logits"], atol=close)
+    assert mean_nll(scores, ids) == pytest.approx(want["mean_nll"], rel=2e-4)
+
+
+def mean_nll(scores, ids):
     shifted = scores - scores.max(-1, keepdims=True)
     nll = np.log(np.exp(shifted).sum(-1))[:-1] - shifted[np.arange(len(ids) - 1), ids[1:]]
-    assert nll.mean() == pytest.approx(want["mean_nll"], rel=2e-4)
+    return nll.mean()
 
 
 @pytest.mark.parametrize("cache", ["f16", "q8_0"])
 def test_greedy_tokens_are_those_of_llama_cpp(case, cache):
     model, want = case
-    session = model.session(cache=cache, threads=1)
-    scores = session.eval(want["tokens"][:16])
-    found = []
+    found = greedy(model.session(cache=cache, threads=1), want["tokens"][:16])
+    assert found == want["greedy40_after16"]
+
+
+def greedy(session, start):
+    scores, found = session.eval(start), []
     for _ in range(40):
         found.append(int(scores.argmax()))
         scores = session.eval(found[-1:])
-    assert found == want["greedy40_after16"]
+    return found
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_types_round_what_meets_them_as_llama_cpp_does(tmp_path, name):
+    quantize_model(DATA / "sh-Q8_0.gguf", tmp_path / "m.gguf", name, allow_requantize=True)
+    model, ids = yp.load(tmp_path / "m.gguf", threads=1), CASES["sh-Q8_0.gguf"]["tokens"]
+    scores = model.logits(ids).astype(np.float64)
+    assert mean_nll(scores, ids) == pytest.approx(TYPES[name]["mean_nll"], rel=5e-5)
+    assert greedy(model.session(), ids[:16]) == TYPES[name]["greedy40_after16"]
 
 
 def test_exact_products_differ_by_what_rounding_does(case):

@@ -260,10 +260,18 @@ def test_at_edge(name: str) -> None:
     for rows in (1, 7, 19):
         y = yp.ops.mul_mat(w, x[:rows])
         assert close(y.numpy(), values[:rows] @ expanded.T.astype(float))
-    levels = quants.quantize(values[:7], "Q8_0")
-    xq = at_page_end("Q8_0", levels)
-    want = quants.dequantize(levels, "Q8_0") @ expanded.T.astype(float)
-    assert close(yp.ops.mul_mat(w, xq).numpy(), want)
+    for kind in ("Q8_0", "Q8_K"):
+        levels = quants.quantize(values[:7], kind)
+        xq = at_page_end(kind, levels)
+        want = quants.dequantize(levels, kind) @ expanded.T.astype(float)
+        assert close(yp.ops.mul_mat(w, xq).numpy(), want)
+    lowest = quants.quantize(np.ones((5, 512), np.float32), "Q8_0").reshape(5, 16, 34)
+    lowest[..., 2:] = 128  # -128, which rounding never gives: no sum of products may overflow
+    for left in (w, at_page_end("Q8_0", lowest.reshape(5, -1))):
+        right = at_page_end("Q8_0", lowest.reshape(5, -1))
+        numbers = (yp.ops.cast(leaf, "f32").numpy().astype(float) for leaf in (right, left))
+        want = next(numbers) @ next(numbers).T
+        assert close(yp.ops.mul_mat(left, right).numpy(), want)
 
 
 def at_page_end(name: str, stored: Any) -> yp.Tensor:

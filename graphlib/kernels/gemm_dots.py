@@ -33,6 +33,7 @@ from yupana.graphlib.kernels.vector import (
 
 ROWS = COLUMNS = 4  # rows of A and columns that a call takes
 FETCHED = 64  # bytes that come from memory together
+_AHEAD = 4096  # bytes from what is read to what is fetched, at least
 SumsOf = Callable[[list[Any], list[Any], Any], list[list[Any]]]
 
 
@@ -110,16 +111,15 @@ def in_groups(b: Any, rows: int, registers: int, args: list[Any], sums_of: SumsO
     Args:
         registers: that a sum takes.
         sums_of: gives the lanes' sums of each column with each row, from the addresses of rows
-            and columns and the distance to the columns to come.
+            and columns and the distance from a column to the next.
     """
     a_rows, columns = _starts(b, rows, args)
-    ahead = b.mul(args[3], const(COLUMNS))
     each = COLUMNS
     while each > 1 and rows * each * registers > REGISTERS // 2:
         each //= 2
     totals = []
     for j in range(0, COLUMNS, each):
-        totals += sums_of(a_rows, columns[j : j + each], ahead)
+        totals += sums_of(a_rows, columns[j : j + each], args[3])
     _finish(b, totals, args)
 
 
@@ -146,7 +146,7 @@ def _finish(b: Any, totals: list[list[Any]], args: list[Any]) -> None:
 
 
 def _dot_sums(
-    b: Any, dtype: str, count: Any, a_rows: list[Any], columns: list[Any], ahead: Any
+    b: Any, dtype: str, count: Any, a_rows: list[Any], columns: list[Any], x_row: Any
 ) -> list[list[Any]]:
     """The products of each column with each row, summed over k but for the lanes of a vector."""
     kind, size = vector(), ITEMSIZE[dtype]
@@ -164,12 +164,11 @@ def _dot_sums(
                 total.set(Lanes(b, multiply_add(b, u, value, total.get().value)))
 
     def add_together(k: Any) -> None:
-        for p in columns:  # the columns of the next call: the hardware follows few streams well
-            prefetch(b, b.add(b.add(p, ahead), b.mul(k, const(size))))
+        fetch(b, columns, x_row, (b.mul(k, const(size)), row_bytes), step * size)
         for u in range(together):
             add(b.add(k, const(u * LANES)))
 
-    step = LANES * together
+    step, row_bytes = LANES * together, b.mul(count, const(size))
     loop(b, const(0), count, step, add_together)
     if together > 1:
         loop(b, b.sub(count, b.srem(count, const(step))), count, LANES, add)
@@ -179,6 +178,30 @@ def _dot_sums(
         last = b.sub(count, const(LANES))
         add(last, b.not_(mask_below(b, b.sub(const(LANES), rest))))
     return [[total.get().value for total in column] for column in sums]
+
+
+def fetch(b: Any, columns: list[Any], x_row: Any, part: tuple[Any, Any], nbytes: int) -> None:
+    """Fetch part of what the next calls will read, in the order in which it lies in memory.
+
+    The hardware fetches ahead of a program that reads one stream, not several: columns that lie
+    close together are read as if they were one.
+
+    Args:
+        columns, x_row: of this call, and the distance from one to the next.
+        part: bytes of each column that are done, and of the whole column.
+        nbytes: that are done next.
+    """
+    done, row_bytes = part
+    is_dense = b.icmp_signed("==", x_row, row_bytes)
+    apart = b.select(is_dense, const(nbytes), x_row)
+    done = b.mul(done, b.select(is_dense, const(len(columns)), const(1)))
+    far = b.mul(x_row, const(COLUMNS))
+    is_near = b.and_(is_dense, b.icmp_signed("<", far, const(_AHEAD)))
+    at = b.add(b.add(columns[0], b.select(is_near, const(_AHEAD), far)), done)
+    for _ in columns:
+        for near in range(0, nbytes, FETCHED):
+            prefetch(b, b.add(at, const(near)))
+        at = b.add(at, apart)
 
 
 def with_addend(b: Any, value: Any, d: Any, read: Callable[[], Any]) -> Any:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_dots import FETCHED, ROWS, dots, in_groups
+from yupana.graphlib.kernels.gemm_dots import ROWS, dots, fetch, in_groups
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.quant_lines import LINE, Line, lines_of, numbers
 from yupana.graphlib.kernels.vector import (
@@ -18,7 +18,6 @@ from yupana.graphlib.kernels.vector import (
     load,
     loop,
     multiply_add,
-    prefetch,
     vector,
     void_intrinsic,
     zeros,
@@ -30,12 +29,12 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
     """Dot products of `rows` rows with four rows of blocks; see `_dots_of`."""
     block, kind = FORMATS[name].block, vector(LINE)
 
-    def sums_of(a_rows: list[Any], columns: list[Any], ahead: Any) -> list[list[Any]]:
+    def sums_of(a_rows: list[Any], columns: list[Any], x_row: Any) -> list[list[Any]]:
         sums = [[Cell(Lanes(b, zeros(kind))) for _ in a_rows] for _ in columns]
 
         def add_block(k: Any) -> None:
             first = b.mul(k, const(4 * block))
-            prefetch_blocks(b, name, 1, columns, ahead, k)
+            fetch_blocks(b, name, columns, x_row, k, 1, n_blocks)
             found = [lines_at(b, name, w, k) for w in columns]
             for i, lines in enumerate(zip(*found, strict=True)):
                 at = b.add(first, const(4 * LINE * i))
@@ -45,19 +44,20 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
                     for x, total in zip(left, totals, strict=True):
                         total.set(Lanes(b, multiply_add(b, x, value, total.get().value)))
 
-        loop(b, const(0), b.sdiv(args[8], const(block)), 1, add_block)
+        n_blocks = b.sdiv(args[8], const(block))
+        loop(b, const(0), n_blocks, 1, add_block)
         return [[total.get().value for total in totals] for totals in sums]
 
     in_groups(b, rows, LINE // LANES, args, sums_of)
 
 
-def prefetch_blocks(b: Any, name: str, n: int, columns: list[Any], ahead: Any, k: Any) -> None:
-    """Fetch what is `ahead` of `n` blocks from the `k`th: hardware follows few streams well."""
-    nbytes = FORMATS[name].nbytes
-    for w in columns:
-        at = b.add(b.add(w, ahead), b.mul(k, const(nbytes)))
-        for near in range(0, n * nbytes, FETCHED):
-            prefetch(b, b.add(at, const(near)))
+def fetch_blocks(
+    b: Any, name: str, columns: list[Any], x_row: Any, k: Any, n: int, n_blocks: Any
+) -> None:
+    """Fetch what the next call will read, as many blocks as the `n` from the `k`th on."""
+    nbytes = const(FORMATS[name].nbytes)
+    part = b.mul(k, nbytes), b.mul(n_blocks, nbytes)
+    fetch(b, columns, x_row, part, n * FORMATS[name].nbytes)
 
 
 def lines_at(b: Any, name: str, w: Any, k: Any) -> list[Line]:

@@ -10,6 +10,7 @@ bits, too few if B is of such a type, too: there levels of both sides have 16 bi
 nothing is to be put right.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -23,7 +24,7 @@ from yupana.graphlib.kernels.gemm_dots import ROWS, dots, dots_record, in_groups
 from yupana.graphlib.kernels.gemm_plan import Gemm, Matrix, has_near_outputs
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.pointers import i64_array
-from yupana.graphlib.kernels.quant_dots import lines_at, prefetch_blocks
+from yupana.graphlib.kernels.quant_dots import fetch_blocks, lines_at
 from yupana.graphlib.kernels.quant_lines import I8, LINE, Line, lines_of, signed_levels
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.kernels.vector import (
@@ -32,8 +33,10 @@ from yupana.graphlib.kernels.vector import (
     HAS_AVX2,
     I16,
     I32,
+    I64,
     const,
     declare,
+    half_to_f32,
     load,
     loop,
     multiply_add,
@@ -168,15 +171,34 @@ def _counts_from_zero(name: str) -> bool:
     return name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
 
 
+def _factors(b: Any, lines: tuple[Line, ...]) -> Callable[[Any], list[Any]]:
+    """Function of the scale of a row, <8 x float>: what the products of each line are worth."""
+    if lines[0].half is None:
+        return lambda scale: [b.fmul(line.scale(8), scale) for line in lines]
+    word = const(0)  # float16 are converted side by side: that takes as long as for one
+    for j, line in enumerate(lines):
+        word = b.or_(word, b.shl(b.zext(line.half, I64), const(16 * j)))
+    halves = b.bitcast(splat(b, word, 2), ir.VectorType(I16, 8))
+    reals = half_to_f32(b, halves, "f16")
+
+    def factors(scale: Any) -> list[Any]:
+        all_of = b.fmul(reals, scale)
+        parts = ([j] * 4 + [j + 4] * 4 for j in range(len(lines)))
+        return [shuffle(b, all_of, all_of, lanes) for lanes in parts]
+
+    return factors
+
+
 def _add_line(
-    b: Any, name: str, line: Line, row: tuple[Any, Any, Any], at: Any, total: Cell
+    b: Any, name: str, line: Line, row: tuple[Any, Any], at: Any, factor: Any, total: Cell
 ) -> None:
     """Add the products of a line from element `at` on with a row laid out.
 
     Args:
-        row: addresses of its levels, corrections and scales.
+        row: addresses of its levels and corrections.
+        factor: what the products are worth.
     """
-    levels, corrections, scales = row
+    levels, corrections = row
     if _is_wide(name):
         places = [b.add(levels, b.add(b.mul(at, const(2)), const(LINE * i))) for i in range(2)]
         halves = zip(_wide(b, signed_levels(b, line)), places, strict=True)
@@ -188,8 +210,6 @@ def _add_line(
             shift = ir.Constant(_WORDS, [line.zero.bit_length() - 1] * 8)
             first = b.shl(load(b, _WORDS, b.add(corrections, at), 4), shift)
         value = _dot(b, first, line.levels, load(b, _BYTES, b.add(levels, at), 1))
-    scale = load(b, F32, b.add(scales, b.sdiv(at, const(8))), 4)
-    factor = b.fmul(line.scale(8), splat(b, scale, 8))
     found = multiply_add(b, b.sitofp(value, _REALS), factor, total.get().value)
     if line.offset is not None:
         correction = load(b, _REALS, b.add(corrections, at), 4)
@@ -201,7 +221,7 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
     """As in quant_dots, of rows of A that `_lay_out` wrote."""
     block, count = FORMATS[name].block, args[8]
 
-    def sums_of(a_rows: list[Any], columns: list[Any], ahead: Any) -> list[list[Any]]:
+    def sums_of(a_rows: list[Any], columns: list[Any], x_row: Any) -> list[list[Any]]:
         sums = [[Cell(Lanes(b, zeros(_REALS))) for _ in a_rows] for _ in columns]
         rows_of_a = [
             (start, b.add(start, count), b.add(start, b.mul(count, const(2)))) for start in a_rows
@@ -211,12 +231,15 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
             found = [lines_at(b, name, w, k) for w in columns]
             for i, lines in enumerate(zip(*found, strict=True)):
                 at = b.add(b.mul(k, const(block)), const(LINE * i))
-                for r, row in enumerate(rows_of_a):
-                    for line, totals in zip(lines, sums, strict=True):
-                        _add_line(b, name, line, row, at, totals[r])
+                factors = _factors(b, lines)
+                for r, (*row, scales) in enumerate(rows_of_a):
+                    scale = load(b, F32, b.add(scales, b.sdiv(at, const(8))), 4)
+                    each = zip(lines, factors(splat(b, scale, 8)), sums, strict=True)
+                    for line, factor, totals in each:
+                        _add_line(b, name, line, tuple(row), at, factor, totals[r])
 
         def add_blocks(k: Any) -> None:
-            prefetch_blocks(b, name, together, columns, ahead, k)
+            fetch_blocks(b, name, columns, x_row, k, together, n_blocks)
             for u in range(together):
                 add_block(b.add(k, const(u)))
 

@@ -13,6 +13,7 @@ from llvmlite import ir
 
 from yupana.graphlib.kernels.vector import (
     F32,
+    HAS_AVX2,
     I16,
     I32,
     const,
@@ -40,6 +41,7 @@ class Line:
     zero: int
     scale: Lanes
     offset: Lanes | None = None
+    half: Any = None  # the 16 bits of the scale, where it is one float16 for all elements
 
 
 def lines_of(b: Any, name: str, block: Any) -> list[Line]:
@@ -68,6 +70,10 @@ def _shifted(b: Any, x: Any, bits: int) -> Any:
 
 def _nibbles(b: Any, x: Any) -> Any:
     """Bytes as twice as many numbers of four bits: the low halves first."""
+    if x.type.count == 16 and HAS_AVX2:
+        twice = b.bitcast(shuffle(b, x, x, [*range(16), *range(16)]), ir.VectorType(I32, 8))
+        moved = b.lshr(twice, ir.Constant(twice.type, [0] * 4 + [4] * 4))
+        return _low(b, b.bitcast(moved, ir.VectorType(I8, 32)))
     return shuffle(b, _low(b, x), _shifted(b, x, 4), list(range(2 * x.type.count)))
 
 
@@ -81,6 +87,13 @@ def _fifth(b: Any, block: Any, at: int) -> Any:
 def _half(b: Any, block: Any, at: int) -> Any:
     """The float16 at byte `at` as float32."""
     return lone_half(b, load(b, I16, b.add(block, const(at)), 1))
+
+
+def _line(b: Any, block: Any, levels: Any, zero: int, offset: Any = None) -> list[Line]:
+    """The one line of a block that begins with its scale."""
+    half = load(b, I16, block, 1)
+    low = None if offset is None else _everywhere(b, offset)
+    return [Line(levels, zero, _everywhere(b, lone_half(b, half)), low, half)]
 
 
 def _everywhere(b: Any, value: Any) -> Lanes:
@@ -100,28 +113,26 @@ def _scaled(b: Any, steps: Any, unit: Any) -> Any:
 
 
 def _q4_0(b: Any, block: Any) -> list[Line]:
-    return [Line(_nibbles(b, _bytes(b, block, 2, 16)), 8, _everywhere(b, _half(b, block, 0)))]
+    return _line(b, block, _nibbles(b, _bytes(b, block, 2, 16)), 8)
 
 
 def _q4_1(b: Any, block: Any) -> list[Line]:
-    d, low = _half(b, block, 0), _half(b, block, 2)
-    return [Line(_nibbles(b, _bytes(b, block, 4, 16)), 0, _everywhere(b, d), _everywhere(b, low))]
+    return _line(b, block, _nibbles(b, _bytes(b, block, 4, 16)), 0, _half(b, block, 2))
 
 
 def _q5_0(b: Any, block: Any) -> list[Line]:
     levels = b.or_(_nibbles(b, _bytes(b, block, 6, 16)), _fifth(b, block, 2))
-    return [Line(levels, 16, _everywhere(b, _half(b, block, 0)))]
+    return _line(b, block, levels, 16)
 
 
 def _q5_1(b: Any, block: Any) -> list[Line]:
-    d, low = _half(b, block, 0), _half(b, block, 2)
     levels = b.or_(_nibbles(b, _bytes(b, block, 8, 16)), _fifth(b, block, 4))
-    return [Line(levels, 0, _everywhere(b, d), _everywhere(b, low))]
+    return _line(b, block, levels, 0, _half(b, block, 2))
 
 
 def _q8_0(b: Any, block: Any) -> list[Line]:
     levels = b.xor(_bytes(b, block, 2, 32), _all(ir.VectorType(I8, 32), -128))
-    return [Line(levels, 128, _everywhere(b, _half(b, block, 0)))]
+    return _line(b, block, levels, 128)
 
 
 def _q2_k(b: Any, block: Any) -> list[Line]:
