@@ -26,6 +26,7 @@ from yupana.graphlib.kernels.vector import (
     multiply_add,
     prefetch,
     shuffle,
+    store,
     vector,
     void_intrinsic,
     zeros,
@@ -142,7 +143,12 @@ def _finish(b: Any, totals: list[list[Any]], args: list[Any]) -> None:
         result = _sum_lanes(b, [column[r] for column in totals])
         place = b.add(d, b.mul(d_row, const(r)))
         result = with_addend(b, result, d, partial(masked_load, b, four, place, mask, 4))
-        masked_store(b, result, b.add(c, b.mul(c_row, const(r))), mask)
+        to = b.add(c, b.mul(c_row, const(r)))
+        with b.if_else(b.icmp_signed(">=", cols, const(COLUMNS))) as (whole, part):
+            with whole:
+                store(b, result, to)
+            with part:  # takes some processors twenty steps
+                masked_store(b, result, to, mask)
 
 
 def _dot_sums(
