@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from yupana.graphlib.errors import DataError
 from yupana.models.vocabulary import Vocabulary
 from yupana.train import text as module
+from yupana.train.python_texts import documentation_text, source_text
 from yupana.train.text import (
-    documentation_text,
     in_pieces,
     overlapping_samples,
     read_blocks,
@@ -75,6 +75,19 @@ def test_documentation_text_is_long_real_text():
     assert text == documentation_text()
     assert len(text) > 300_000
     assert text.count("the ") > 3000
+
+
+def test_source_text_is_long_and_program_text():
+    text = source_text()
+    assert text == source_text()
+    assert len(text) > 300_000
+    assert text.count("\n    def ") > 500
+
+
+def test_a_python_without_sources_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="no sources"):
+        source_text()
 
 
 blocks = st.lists(st.text("ab#\n ñ", max_size=6), min_size=1, max_size=12)

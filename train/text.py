@@ -84,28 +84,6 @@ def not_utf8(path: Path, error: UnicodeDecodeError, at: int, line: int) -> DataE
     )
 
 
-def documentation_text() -> str:
-    """The text of Python's own documentation topics: some real text that is on every machine.
-
-    It differs a little between versions of Python.
-
-    Raises:
-        DataError: this Python was installed without them.
-
-    >>> text = documentation_text()
-    >>> len(text) > 300_000, "conditional execution" in text
-    (True, True)
-    """
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        raise DataError(
-            "train data: this Python has no documentation topics: got no module pydoc_data, want "
-            "its texts. Train on a file of your own."
-        ) from None
-    return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
-
-
 def in_pieces(blocks: Iterable[str], size: int = PIECE) -> Iterator[str]:
     r"""The same text cut anew into pieces that can be tokenised one by one.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 # Only the program that is asked for is imported: each later run starts at once.
 PROGRAMS = {
-    "demo": "train a small LLaMA on Python's documentation, and let it write",
+    "demo": "train a small LLaMA on Python's documentation, adapt it to programs, let it write",
     "pretrain": "train a small LLaMA from scratch on your own text",
     "finetune": "train a LoRA adapter for a model file, of any type, on your own data",
     "generate": "let a model continue a text",

@@ -7,31 +7,38 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from yupana.commands import finetune as adapting
 from yupana.commands.pretrain import conclude, introduce
-from yupana.models.sampling import RandomStream, Sampler, Sampling
-from yupana.models.session import Session
-from yupana.models.vocabulary import Vocabulary
-from yupana.models.writer import Writer
+from yupana.models.language_model import LanguageModel, load
+from yupana.models.sampling import Sampling
+from yupana.train.finetune import Finetuning, finetune
 from yupana.train.pretrain import Pretraining, prepare
-from yupana.train.progress import make_display
+from yupana.train.progress import Display, make_display
+from yupana.train.python_texts import documentation_text, source_text
 from yupana.train.report import make_report
-from yupana.train.settings import RunSettings
-from yupana.train.text import documentation_text
+from yupana.train.settings import FinetuneSettings, RunSettings
+
+_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Train a small LLaMA on the text of Python's own documentation, and let it write.
+    """Train a small LLaMA on Python's documentation, then adapt it to program text with LoRA.
 
-    It leaves the model, a report, the loss curve and pictures of graph and memory in one folder.
+    It lets the model write after the first, and before and after the second. Model, adapter,
+    reports, loss curves and pictures of graph and memory are left in one folder.
     """
 
     # Folder to write to.
     out: Path = Path("yupana-demo")
-    # Training steps.
+    # Training steps of the model.
     steps: int = 1200
-    # Text that the model continues at the end.
+    # Training steps of the adapter; 0: none, and no adapter.
+    lora_steps: int = 300
+    # Text that the model continues.
     prompt: str = "The following"
+    # Text that the model continues without and with the adapter.
+    lora_prompt: str = "    def "
     # Tokens it adds.
     n_predict: int = 160
     # Seed of the weights, the choice of windows, and the text written.
@@ -41,22 +48,28 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Train, generate, draw; returns the exit code."""
+    """Train, write, draw, adapt, write; returns the exit code."""
     display = make_display()
+    # All settings are looked at before anything is trained or written.
     pretraining = prepare(documentation_text(), run_settings(settings), display)
+    lora = lora_settings(settings) if settings.lora_steps else None
     introduce(pretraining, display)
     outcome = pretraining.train()
     draw_pictures(pretraining, settings.out)
-    if not outcome.interrupted:
-        write_text(pretraining, settings)
-        written = pretraining.files.written
-        written["report"] = make_report(pretraining.files.log_path, settings.out / "report.html")
+    if outcome.interrupted:
+        conclude(pretraining, outcome)
+        return 130
+    model = load(settings.out / "model.gguf", threads=settings.threads or None)
+    write(model, settings.prompt, settings)
+    written = pretraining.files.written
+    written["report"] = make_report(pretraining.files.log_path, settings.out / "report.html")
     conclude(pretraining, outcome)
-    return 130 if outcome.interrupted else 0
+    return adapt(model, lora, settings, display) if lora else 0
 
 
 def run_settings(settings: Settings) -> RunSettings:
     """What `yupana pretrain` would have to be told."""
+    warmup = min(50, settings.steps // 4)
     return RunSettings(
         model_out=settings.out / "model.gguf",
         curve_out=settings.out / "loss.svg",
@@ -74,8 +87,8 @@ def run_settings(settings: Settings) -> RunSettings:
         adam_iter=settings.steps,
         adam_alpha=3e-3,
         adam_beta2=0.99,
-        warmup=min(50, settings.steps // 4),
-        cos_decay_steps=max(1, settings.steps - min(50, settings.steps // 4)),
+        warmup=warmup,
+        cos_decay_steps=max(1, settings.steps - warmup),
         eval_every=max(1, settings.steps // 12),
         generate_every=max(1, settings.steps // 6),
         generate_prompt=settings.prompt,
@@ -83,22 +96,73 @@ def run_settings(settings: Settings) -> RunSettings:
     )
 
 
-def write_text(pretraining: Pretraining, settings: Settings) -> None:
-    """Let the model write, and show it."""
-    vocabulary = pretraining.vocabulary
-    assert isinstance(vocabulary, Vocabulary)  # learned from the text
-    session = Session(pretraining.model, threads=settings.threads or None)
-    writer = Writer(session, Sampler(Sampling(temp=0.7)), RandomStream(settings.seed))
-    writer.read(vocabulary.encode(settings.prompt).tolist())
-    session.prepare(len(writer.pending))  # what is compiled is said before the text, not in it
-    text = vocabulary.stream()
-    print(f"\n{settings.prompt}", end="")
-    for _ in range(settings.n_predict):
-        token = writer.draw()
-        if token is None or token == vocabulary.end:
-            break
-        print(text.feed(token), end="", flush=True)
-    print(f"{text.close()}\n")
+def lora_settings(settings: Settings) -> FinetuneSettings:
+    """What `yupana finetune` would have to be told.
+
+    Raises:
+        SettingError: as the program itself.
+    """
+    warmup = min(20, settings.lora_steps // 4)
+    lora = FinetuneSettings(
+        model_base=settings.out / "model.gguf",
+        train_data=settings.out / "source.txt",
+        lora_out=settings.out / "adapter.gguf",
+        lora_r=8,
+        ctx=96,
+        batch=8,
+        checkpointing="none",
+        seed=settings.seed,
+        threads=settings.threads,
+        adam_iter=settings.lora_steps,
+        adam_alpha=1e-2,
+        adam_beta2=0.99,
+        warmup=warmup,
+        cos_decay_steps=max(1, settings.lora_steps - warmup),
+        eval_every=max(1, settings.lora_steps // 6),
+        save_every=0,
+    )
+    lora.check()
+    return lora
+
+
+def adapt(
+    model: LanguageModel, lora: FinetuneSettings, settings: Settings, display: Display
+) -> int:
+    """Train an adapter on a text of another style, and show what it changes."""
+    lora.train_data.write_text(source_text(), encoding="utf-8")
+    display.tell(f"\nthe same model with an adapter (LoRA) learns program text, {lora.train_data}")
+    finetuning = finetune(lora, display)
+    adapting.introduce(finetuning, display)
+    before = validation(finetuning)
+    outcome = finetuning.train()
+    written = finetuning.files.written
+    if not outcome.interrupted:
+        print("\nwithout the adapter:")
+        write(model, settings.lora_prompt, settings)
+        model.attach(lora.lora_out)
+        print("with the adapter:")
+        write(model, settings.lora_prompt, settings)
+        after = validation(finetuning)
+        print(f"validation loss on program text: {before:.3f} before, {after:.3f} with the adapter")
+        written["report"] = make_report(finetuning.files.log_path, settings.out / "adapter.html")
+    written["text learned"] = lora.train_data
+    conclude(finetuning, outcome)
+    return 130 if outcome.interrupted else 0
+
+
+def validation(finetuning: Finetuning) -> float:
+    """The loss of the model as it is, on what was kept of the second text."""
+    evaluation = finetuning.loop.evaluation
+    assert evaluation is not None  # a share of the text is kept by default
+    return evaluation.run()
+
+
+def write(model: LanguageModel, prompt: str, settings: Settings) -> None:
+    """Let the model continue a text, and show it."""
+    sampling = Sampling(temp=_TEMPERATURE)
+    # What is compiled is said before the text, not in it.
+    text = "".join(model.generate(prompt, settings.n_predict, sampling, settings.seed))
+    print(f"\n{prompt}{text}\n")
 
 
 def draw_pictures(pretraining: Pretraining, folder: Path) -> None:
