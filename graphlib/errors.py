@@ -45,6 +45,20 @@ class SettingError(YupanaError):
     """A setting outside its range, or settings that contradict each other."""
 
 
+def require(where: str, name: str, value: object, is_right: bool, rule: str) -> None:
+    """Refuse a setting outside its range.
+
+    Raises:
+        SettingError: `is_right` is false; names the setting, its value, and the rule.
+
+    >>> require("train", "batch", 0, False, "at least 1")
+    Traceback (most recent call last):
+    yupana.graphlib.errors.SettingError: train: batch is out of range: got 0, want at least 1.
+    """
+    if not is_right:
+        raise SettingError(f"{where}: {name} is out of range: got {value!r}, want {rule}.")
+
+
 class Interrupted(YupanaError):
     """A run stopped between two nodes by the caller."""
 

@@ -9,7 +9,7 @@ and its converter reorders the rows of attn_q and attn_k.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,19 +19,12 @@ from numpy.typing import NDArray
 from yupana.graphlib.context import Context
 from yupana.graphlib.dtypes import i32
 from yupana.graphlib.errors import SettingError
-from yupana.graphlib.ops import (
-    diag_mask_inf,
-    mul_mat,
-    rms_norm,
-    rope,
-    silu,
-    soft_max,
-)
+from yupana.graphlib.ops import rms_norm, rope, silu
 from yupana.graphlib.tensor import Tensor
+from yupana.models.attend import attend_before, attend_within
 from yupana.models.decoder import Attend, Decoder, picked
 from yupana.models.loss import vocabulary_loss
 
-_HIDDEN = -1e9  # added to a score that shall not count, times the squared distance of segments
 _POSITIVE = ("rms_eps", "rope_base", "rope_scale", "rope_magnitude", "beta_fast", "beta_slow")
 
 
@@ -231,6 +224,7 @@ class Llama(Decoder):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
+        flash: bool = False,
     ) -> Tensor:
         """Record the mean cross entropy of the next tokens, in nats.
 
@@ -239,10 +233,11 @@ class Llama(Decoder):
             mask: (B, T) float, the weight of each target; None: all 1.
             positions: (B, T) or (T,) i32, where each token stands; None: 0, 1, …
             segments: (B, T) i32, several samples in a row: see `attend_within`.
+            flash: attention in one op, without the matrix of all scores.
         Returns:
             () f32.
         """
-        attend = None if segments is None else attend_within(segments)
+        attend = attend_before(flash) if segments is None else attend_within(segments, flash)
         hidden = self.hidden(tokens, positions, attend)
         logits = self.output(hidden.reshape(targets.size, -1))
         rows = None if mask is None else mask.reshape(-1)
@@ -288,7 +283,8 @@ class Llama(Decoder):
         q = self.linear(f"blk.{i}.attn_q", x).reshape(B, T, H, K)
         k = self.linear(f"blk.{i}.attn_k", x).reshape(B, T, G, K)
         v = self.linear(f"blk.{i}.attn_v", x).reshape(B, T, G, -1)
-        return (attend or attend_before)(i, self._rope(q, positions), self._rope(k, positions), v)
+        mix = attend or attend_before()
+        return mix(i, self._rope(q, positions), self._rope(k, positions), v)
 
     def _feed_forward(self, i: int, x: Tensor) -> Tensor:
         gate = silu(self.linear(f"blk.{i}.ffn_gate", x))  # (B, T, F)
@@ -329,46 +325,3 @@ class Llama(Decoder):
         if name in self.context:
             return self.context[name]
         return self.context.tensor(np.arange(n), i32, name)
-
-
-def attend_before(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Each token sees itself and those before it: an `Attend` without a cache, for training."""
-    scale = 1 / math.sqrt(q.shape[-1])
-    return _mixed(q, k, v, lambda scores: soft_max(diag_mask_inf(scores), scale=scale))
-
-
-def attend_within(segments: Tensor) -> Attend:
-    """The same among tokens of one segment only, so that samples packed side by side stay apart.
-
-    Args:
-        segments: (B, T) i32; equal numbers see each other.
-
-    >>> segments = Context().tensor([[1, 1, 2]])
-    >>> q = Context().tensor(np.ones((1, 3, 1, 2)))
-    >>> v = Context().tensor(np.arange(6.0).reshape(1, 3, 1, 2))
-    >>> attend_within(segments)(0, q, q, v).numpy().tolist()
-    [[[0.0, 1.0], [1.0, 2.0], [4.0, 5.0]]]
-    """
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        B, T = segments.shape
-        # Recorded for each layer anew: nothing but the residual stream shall go from block to
-        # block, or checkpoints between them would save nothing.
-        number = segments.cast("f32")
-        apart = (number.reshape(B, 1, T, 1) - number.reshape(B, 1, 1, T)).sqr() * _HIDDEN
-        mask, scale = diag_mask_inf(apart), 1 / math.sqrt(q.shape[-1])  # (B, 1, T, T)
-        return _mixed(q, k, v, lambda scores: soft_max(scores, mask, scale))
-
-    return attend
-
-
-def _mixed(q: Tensor, k: Tensor, v: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
-    """Values mixed by what `weigh` makes of scores, queries by keys; heads side by side."""
-    B, T, _, _ = q.shape
-    q = q.permute(0, 2, 1, 3)  # (B, H, T, K)
-    k = k.permute(0, 2, 1, 3)  # (B, G, T, K)
-    v = v.permute(0, 2, 3, 1)  # (B, G, V, T), of the width of the values
-    # H / G heads in a row share the keys of one: mul_mat pairs them, nothing is repeated.
-    weights = weigh(mul_mat(k, q))  # (B, H, T, T)
-    mixed = mul_mat(v, weights)  # (B, H, T, V)
-    return mixed.permute(0, 2, 1, 3).cont().reshape(B, T, -1)

@@ -16,8 +16,8 @@ from yupana.graphlib.dtypes import i32
 from yupana.graphlib.errors import SettingError
 from yupana.graphlib.ops import gelu, get_rows, index, norm
 from yupana.graphlib.tensor import Tensor
+from yupana.models.attend import attend_before
 from yupana.models.decoder import Attend, Decoder, picked
-from yupana.models.llama import attend_before
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class StarCoder(Decoder):
         q = index(qkv, np.s_[..., :D]).cont().reshape(B, T, c.n_head, K)
         k = index(qkv, np.s_[..., D : D + G * K]).cont().reshape(B, T, G, K)
         v = index(qkv, np.s_[..., D + G * K :]).cont().reshape(B, T, G, K)
-        return (attend or attend_before)(i, q, k, v)
+        return (attend or attend_before())(i, q, k, v)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         return norm(x, self.config.norm_eps) * self.gain(name) + self._weights[f"{name}.bias"]

@@ -67,7 +67,8 @@ def _names(text: str) -> str:
 
 def test_rows_tell_values_defaults_and_what_is_required():
     pretrain = rows("pretrain")
-    assert pretrain["--train-data"][:2] == ["`--train-data` PATH", "*required*"]
+    assert pretrain["--train-data"][:2] == ["`--train-data` PATH", "–"]
+    assert rows("finetune")["--model-base"][:2] == ["`--model-base` PATH", "*required*"]
     assert pretrain["--ctx"][:2] == ["`--ctx`, `-c` INT", "`128`"]
     assert pretrain["--checkpointing"][0].endswith(r"auto\|none\|sqrt\|all")
     assert pretrain["--tied"][:2] == ["`--tied`", "off"]

@@ -86,6 +86,34 @@ def test_a_resumed_run_gives_the_same_bits(base, tmp_path, changes):
         np.testing.assert_array_equal(other.pairs[name][1], b)
 
 
+def test_a_checkpoint_is_written_as_an_adapter_without_training(base, tmp_path, capsys):
+    state, out = tmp_path / "state-ITERATION.gguf", tmp_path / "only-ITERATION.gguf"
+    finetune(settings(base, tmp_path, checkpoint_out=state, adam_iter=3)).train()
+    arguments = f"""finetune --model-base {base}/q8.gguf --checkpoint-in
+        {tmp_path}/state-3.gguf --lora-out {out} --only-write-lora --ctx 16"""
+    assert main(arguments.split()) == 0
+    assert "only-3.gguf" in capsys.readouterr().out
+    want, got = (load_adapter(tmp_path / name) for name in ("a.gguf", "only-3.gguf"))
+    for name, (a, b) in want.pairs.items():
+        np.testing.assert_array_equal(got.pairs[name][0], a)
+        np.testing.assert_array_equal(got.pairs[name][1], b)
+    assert main(["finetune", "--model-base", f"{base}/q8.gguf", "--only-write-lora"]) == 2
+    assert "no checkpoint_in" in capsys.readouterr().err
+    assert main(["finetune", "--model-base", f"{base}/q8.gguf"]) == 2
+    assert "Pass --train-data FILE" in capsys.readouterr().err
+
+
+def test_what_the_base_says_of_itself_can_be_overridden(base, tmp_path):
+    usual = finetune(settings(base, tmp_path))
+    other = finetune(settings(base, tmp_path, rope_freq_scale=0.5, norm_rms_eps=1e-3))
+    assert (other.model.config.rope_scale, other.model.config.rms_eps) == (0.5, 1e-3)
+    assert other.model.config.rope_base == usual.model.config.rope_base
+    state = tmp_path / "state.gguf"
+    finetune(settings(base, tmp_path, checkpoint_out=state, adam_iter=1)).train()
+    with pytest.raises(SettingError, match="rope_freq_base: got 5"):
+        finetune(settings(base, tmp_path, checkpoint_in=state, rope_freq_base=5.0))
+
+
 def run_sizes(base):
     return load_model(base / "q8.gguf").sizes
 
@@ -137,7 +165,7 @@ def test_whole_weights_and_the_merged_model(base, tmp_path):
         ({"target_modules": ("c_attn",)}, "nothing to adapt"),
         ({"ctx": 100_000}, "context is longer than the data"),
         ({"batch": 0}, "batch is out of range"),
-        ({"lora_r": 0}, "lora_r: got 0"),
+        ({"lora_r": 0}, "lora_r is out of range: got 0"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(base, tmp_path, changes, words):

@@ -13,7 +13,7 @@ from yupana.graphlib.dtypes import DTYPES, from_storage, to_storage
 from yupana.graphlib.kernels.compiler import function_type
 from yupana.graphlib.kernels.gemm import Gemm, Matrix, lower, workspace_bytes
 from yupana.graphlib.kernels.gemm_kernels import PACKED
-from yupana.graphlib.kernels.gemm_plan import is_fast, plan_tiles, suits_dots
+from yupana.graphlib.kernels.gemm_plan import inner_parts, is_fast, plan_tiles, suits_dots
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.kernels.vector import LANES
 
@@ -253,6 +253,25 @@ def test_cases_reach_every_way() -> None:
             found[name] = f"mode {plan.b_mode}{' columns' * columns}{' rows' * rows}"
     assert len(set(found.values())) == len(_WAYS), found
     assert f"mode {PACKED} rows" in found.values()
+
+
+def test_long_sums_of_far_rows_go_part_by_part() -> None:
+    long, wide = Case(130, 40, 8200), Case(130, 4000, 300)
+    for case, n in (long, 2), (wide, 1):
+        assert len(inner_parts(Product(case).gemm)) == n
+    for layouts in (("rows", "rows", "rows", "rows"), ("rows", "columns", "rows", "rows")):
+        product = Product(Case(130, 40, 8200, layouts=layouts))
+        run(product.steps)
+        product.check()
+
+
+def test_rows_in_many_pages_are_packed() -> None:
+    near, far = (Case(n, 70, 20, layouts=("columns", "rows", "rows", "rows")) for n in (40, 1100))
+    for case, packs in (near, False), (far, True):
+        product = Product(case)
+        assert plan_tiles(product.gemm).a_pack == packs
+        run(product.steps)
+        product.check()
 
 
 def test_repeated_matrix_is_packed_once() -> None:

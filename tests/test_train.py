@@ -24,7 +24,7 @@ from yupana.train.curve import draw_curve, nice_ticks
 from yupana.train.log import Log
 from yupana.train.loop import History, Keeper, Loop, LoopSettings, read_history
 from yupana.train.optimiser import AdamWSettings
-from yupana.train.pretrain import prepare
+from yupana.train.pretrain import prepare, write_model
 from yupana.train.schedule import Schedule
 from yupana.train.settings import RunSettings
 from yupana.train.step import Evaluation, TrainingStep
@@ -135,6 +135,16 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         prepare(TEXT[:-1], settings(tmp_path, checkpoint_in=path))
     with pytest.raises(FileFormatError, match="no optimiser state"):
         Checkpoint(tmp_path / "m.gguf", MODEL)
+
+
+def test_a_checkpoint_is_written_as_a_model_without_training(tmp_path):
+    path = tmp_path / "c.gguf"
+    prepare(TEXT, settings(tmp_path, adam_iter=2, checkpoint_out=path)).train()
+    out = tmp_path / "only-ITERATION.gguf"
+    assert write_model(RunSettings(model_out=out, checkpoint_in=path)) == tmp_path / "only-2.gguf"
+    assert (tmp_path / "only-2.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
+    with pytest.raises(YupanaError, match="no checkpoint_in"):
+        write_model(RunSettings(model_out=out))
 
 
 def test_ctrl_c_finishes_the_step_and_writes(tmp_path):

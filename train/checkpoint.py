@@ -167,29 +167,31 @@ class Checkpoint:
         return config, vocabulary, entries
 
     def restore(
-        self, params: Mapping[str, Tensor], step: Step, factors: Mapping[str, float] | None = None
+        self,
+        params: Mapping[str, Tensor],
+        step: Step | None,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
         """Fill parameters and the optimiser's state.
 
         Args:
             params: what is trained, by name.
+            step: has the optimiser; None: the parameters are all that is wanted.
             factors: of an adapter, weight to what its B · A is multiplied by.
 
         Raises:
             SettingError: the checkpoint is of another optimiser.
             FileFormatError: a tensor is missing or has another shape; nothing is changed.
         """
-        kind = expect(self.file.metadata, "optimizer.type", str)
-        if kind != step.kind:
-            raise SettingError(
-                f"{self.file.path}: made with another optimiser: got {kind!r}, want "
-                f"{step.kind!r}. Go on with the same one, or start afresh."
-            )
-        wanted: dict[str, Tensor] = {**params, **step.state}
+        state: Mapping[str, Tensor] = {}
+        if step is not None:
+            self._check_optimiser(step)
+            state = step.state
+        wanted: dict[str, Tensor] = {**params, **state}
         values: Mapping[str, NDArray[np.float32]]
         if self.is_from_ggml:
             shapes = {name: param.shape for name, param in params.items()}
-            values, is_sure = read_values(self.file, shapes, factors or {}, bool(step.state))
+            values, is_sure = read_values(self.file, shapes, factors or {}, bool(state))
             if not is_sure:
                 self.notes.append(
                     f"{self.file.path}: in which order ggml wrote the optimiser's moments cannot "
@@ -204,3 +206,11 @@ class Checkpoint:
                 )
         for name, tensor in wanted.items():
             tensor.set(values[name])
+
+    def _check_optimiser(self, step: Step) -> None:
+        kind = expect(self.file.metadata, "optimizer.type", str)
+        if kind != step.kind:
+            raise SettingError(
+                f"{self.file.path}: made with another optimiser: got {kind!r}, want "
+                f"{step.kind!r}. Go on with the same one, or start afresh."
+            )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from yupana.graphlib.errors import SettingError
+from yupana.graphlib.errors import require
 from yupana.train.corpus import Codec, Corpus, Ids
 from yupana.train.rows import PackedRows, Rows, SampleRows, WindowRows
 from yupana.train.samples import DataRules
@@ -196,5 +196,4 @@ def _split_samples(n: int, share: float) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise SettingError(f"batches: {name} is out of range: got {value}, want at least {least}.")
+    require("batches", name, value, value >= least, f"at least {least}")

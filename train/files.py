@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from yupana.models.formats import temporary_of, temporary_path
+from yupana.train.exchange import put_folder
 from yupana.train.loop import History, Keeper
 from yupana.train.settings import TrainSettings
 
@@ -159,22 +160,21 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _duplicate(source: Path, target: Path) -> None:
     """Make `target` the same file or folder as `source`; it is never half of it."""
-    temporary, old = temporary_path(target), temporary_path(target)
+    temporary = temporary_path(target)
     try:
         if source.is_dir():
             shutil.copytree(source, temporary)
-            if target.is_dir():  # a folder takes no other's place: for a moment there is none
-                target.rename(old)
-        else:
-            try:
-                os.link(source, temporary)
-            except OSError:  # a file system without links
-                shutil.copyfile(source, temporary)
+            if old := put_folder(temporary, target):
+                _remove(old)
+            return
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, temporary)
         temporary.replace(target)
     except BaseException:
         _remove(temporary)
         raise
-    _remove(old)
 
 
 def _remove(path: Path) -> None:

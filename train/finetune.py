@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ from yupana.train.settings import FinetuneSettings
 from yupana.train.writing import make_writing
 
 _BLOCK = 1 << 22  # bytes of a file hashed at a time
+# Settings that take the place of what the base says of itself, and where.
+_OF_MODEL = {
+    "norm_rms_eps": "rms_eps",
+    "rope_freq_base": "rope_base",
+    "rope_freq_scale": "rope_scale",
+}
 _SETTINGS, _BASE = "training.lora.settings", "training.base_hash"
 
 
@@ -102,6 +108,78 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
         finetune(settings).train()
     """
     settings.check()
+    o = _open(settings)
+    settings, start, model, adapter, whole = o.settings, o.start, o.model, o.adapter, o.whole
+    data = load_data(settings.source, o.tokenizer, settings, settings.ctx, o.seed, o.template)
+    step = fit_step(model, settings, data.training.is_packed, adapter)
+    entries, params, seed = o.entries, o.params, o.seed
+    save = partial(_save_adapter, adapter, model.config, settings.model_base)
+
+    def save_state(path: Path, history: History) -> None:
+        progress = Progress(history.step, history.best, data.hash, seed, history.stop, history.rows)
+        save_checkpoint(path, ADAPTER, entries, params, step, progress)
+
+    files = RunFiles(settings, settings.lora_out, "adapter", save, save_state)
+    threads, plain = settings.n_threads, adapter.without_dropout
+    writing = make_writing(settings, model, o.tokenizer, data, settings.seed, threads, plain)
+    factors = adapter.factors
+    run = make_run(settings, step, data, seed, files, params, start, display, factors, writing)
+    return Finetuning(
+        **vars(run),
+        model=model,
+        tokenizer=o.tokenizer,
+        adapter=adapter,
+        whole=whole,
+        base_hash=entries[_BASE],
+    )
+
+
+def write_adapter(settings: FinetuneSettings) -> Path:
+    """Write the adapter of a checkpoint, ours or one of ggml's, without training; returns its path.
+
+    Raises:
+        YupanaError: no checkpoint is given, or it does not fit the base.
+        OSError: the system cannot write.
+    """
+    if settings.checkpoint_in is None:
+        raise SettingError(
+            "finetune: only_write_lora: got no checkpoint_in, want the checkpoint to write."
+        )
+    o = _open(settings)
+    assert o.start is not None
+    o.start.restore(o.params, None, o.adapter.factors)
+    out = settings.lora_out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    step = o.start.progress.step
+    path = out.with_name(out.name.replace(settings.pattern_fn_it, str(step)))
+    _save_adapter(o.adapter, o.model.config, settings.model_base, path, History(step))
+    return path
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A base with an adapter beside it, and what a checkpoint says of them."""
+
+    settings: FinetuneSettings
+    start: Checkpoint | None
+    model: Llama
+    tokenizer: Tokenizer
+    template: Template | None
+    adapter: TrainedAdapter
+    whole: dict[str, Tensor]
+    seed: int
+
+    @cached_property
+    def entries(self) -> dict[str, Any]:
+        return _entries(self.settings, self.model.config)
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        return self.adapter.parameters | self.whole
+
+
+def _open(settings: FinetuneSettings) -> _Opened:
+    """Open base and checkpoint, and make the adapter."""
     start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, ADAPTER)
     if start is not None and start.is_from_ggml:
         settings = replace(settings, **lora_ranks(start.file.metadata))
@@ -112,31 +190,10 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
         base = load_base(file)
     seed = order_seed(settings, start)
     model, adapter, whole = adapt(base, settings, seed)
-    data = load_data(settings.train_data, tokenizer, settings, settings.ctx, seed, template)
-    step = fit_step(model, settings, data.training.is_packed, adapter)
-    entries = _entries(settings, base.config)
+    opened = _Opened(settings, start, model, tokenizer, template, adapter, whole, seed)
     if start is not None and not start.is_from_ggml:  # which says nothing of its base
-        _check_start(start, entries)
-    params = adapter.parameters | whole
-    save = partial(_save_adapter, adapter, base.config, settings.model_base)
-
-    def save_state(path: Path, history: History) -> None:
-        progress = Progress(history.step, history.best, data.hash, seed, history.stop, history.rows)
-        save_checkpoint(path, ADAPTER, entries, params, step, progress)
-
-    files = RunFiles(settings, settings.lora_out, "adapter", save, save_state)
-    factors = {name: pair.factor for name, pair in adapter.pairs.items()}
-    threads, plain = settings.n_threads, adapter.without_dropout
-    writing = make_writing(settings, model, tokenizer, data, settings.seed, threads, plain)
-    run = make_run(settings, step, data, seed, files, params, start, display, factors, writing)
-    return Finetuning(
-        **vars(run),
-        model=model,
-        tokenizer=tokenizer,
-        adapter=adapter,
-        whole=whole,
-        base_hash=entries[_BASE],
-    )
+        _check_start(start, opened.entries)
+    return opened
 
 
 def load_base(file: GgufFile) -> Llama:
@@ -201,7 +258,9 @@ def _trainable(base: Llama, settings: FinetuneSettings) -> tuple[Llama, dict[str
         for name in found:
             values: Floats = np.concatenate([rows for _, rows in rows_of(base.weights[name])])
             whole[name] = context.param(base.weights[name].shape, name=name).set(values)
-    config = replace(base.config, n_ctx=settings.ctx)
+    given = {field: getattr(settings, name) for name, field in _OF_MODEL.items()}
+    changes = {field: value for field, value in given.items() if value is not None}
+    config = replace(base.config, n_ctx=settings.ctx, **changes)
     return Llama(config, base.context, weights | whole, rounds=False), whole
 
 
@@ -227,9 +286,9 @@ def _save_adapter(
 
 def _entries(settings: FinetuneSettings, config: LlamaConfig) -> dict[str, Any]:
     """What a checkpoint says of the adapter and its base, with finetune's keys where they fit."""
-    lora = {f.name: getattr(settings, f.name) for f in fields(LoraSettings)}
+    names = [*(f.name for f in fields(LoraSettings)), "train_whole", *_OF_MODEL]
     return llama_metadata(config) | {
-        _SETTINGS: json.dumps(lora | {"train_whole": settings.train_whole}),
+        _SETTINGS: json.dumps({name: getattr(settings, name) for name in names}),
         _BASE: hash_file(settings.model_base),
     }
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from yupana.graphlib.errors import DtypeError, SettingError, ShapeError
+from yupana.graphlib.errors import DtypeError, SettingError, ShapeError, require
 
 Vector = NDArray[Any]  # (N,) float32 or float64
 Evaluate = Callable[[Vector], tuple[float, Vector]]
@@ -100,9 +100,7 @@ class LbfgsSettings:
         self._require("min_step", 0 < self.min_step < self.max_step, rule)
 
     def _require(self, name: str, is_right: bool, rule: str) -> None:
-        if not is_right:
-            value = getattr(self, name)
-            raise SettingError(f"lbfgs: {name} is out of range: got {value!r}, want {rule}.")
+        require("lbfgs", name, getattr(self, name), is_right, rule)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yupana.graphlib.errors import NonFiniteError, SettingError
+from yupana.graphlib.errors import NonFiniteError, require
 from yupana.train.data import Batches
 from yupana.train.interrupt import CtrlC
 from yupana.train.log import Log, peak_bytes
@@ -47,10 +47,7 @@ class LoopSettings:
         rules = (("steps", 1), ("eval_every", 0), ("save_every", 0), ("generate_every", 0))
         for name, least in rules:
             value = getattr(self, name)
-            if value < least:
-                raise SettingError(
-                    f"train: {name} is out of range: got {value}, want at least {least}."
-                )
+            require("train", name, value, value >= least, f"at least {least}")
 
 
 @dataclass

@@ -112,6 +112,11 @@ class TrainedAdapter(Beside):
         parts = ((p.a, p.b, p.magnitude) for p in self.pairs.values())
         return {t.name: t for part in parts for t in part if t is not None}
 
+    @property
+    def factors(self) -> dict[str, float]:
+        """Name of an adapted weight to s."""
+        return {name: pair.factor for name, pair in self.pairs.items()}
+
     def set_step(self, step: int) -> None:
         """Make dropout draw for update number `step`."""
         if self.seed is not None:

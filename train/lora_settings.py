@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from yupana.graphlib.errors import SettingError
+from yupana.graphlib.errors import SettingError, require
 
 # Names of the parts of a block, as files, PEFT's target_modules and finetune's flags have them.
 _GROUPS = {
@@ -88,12 +88,10 @@ class LoraSettings:
     def __post_init__(self) -> None:
         ranks = [f.name for f in fields(self) if f.name.startswith("rank_")]
         for name, least in (("lora_r", 1), ("lora_alpha", 0), *((name, -1) for name in ranks)):
-            if not least <= getattr(self, name) < math.inf:
-                raise SettingError(
-                    f"lora: {name}: got {getattr(self, name)}, want at least {least}."
-                )
-        if not 0 <= self.lora_dropout < 1:
-            raise SettingError(f"lora: lora_dropout: got {self.lora_dropout}, want 0 <= p < 1.")
+            value = getattr(self, name)
+            require("lora", name, value, least <= value < math.inf, f"at least {least}")
+        is_share = 0 <= self.lora_dropout < 1
+        require("lora", "lora_dropout", self.lora_dropout, is_share, "0 <= p < 1")
         for pattern in self.target_modules:
             try:
                 re.compile(pattern)

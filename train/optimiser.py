@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from yupana.graphlib import ops
 from yupana.graphlib.context import Context
-from yupana.graphlib.errors import SettingError
+from yupana.graphlib.errors import SettingError, require
 from yupana.graphlib.tensor import Tensor
 
 
@@ -33,10 +33,8 @@ class ParamGroup:
     def __post_init__(self) -> None:
         for name in ("rate", "decay"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise SettingError(
-                    f"group {self.names!r}: {name} is out of range: got {value!r}, want at least 0."
-                )
+            is_right = value is None or 0 <= value < math.inf
+            require(f"group {self.names!r}", name, value, is_right, "at least 0")
 
     @classmethod
     def parse(cls, text: str) -> ParamGroup:
@@ -88,9 +86,7 @@ class OptimiserSettings:
             self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0")
 
     def _require(self, name: str, is_right: bool, rule: str) -> None:
-        if not is_right:
-            value = getattr(self, name)
-            raise SettingError(f"{self.kind}: {name} is out of range: got {value!r}, want {rule}.")
+        require(self.kind, name, getattr(self, name), is_right, rule)
 
     def of(self, name: str, n_axes: int) -> tuple[float, float]:
         """Factor of the learning rate, and weight decay, of a parameter.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yupana.graphlib.errors import SettingError
 from yupana.models.formats import GgufFile
 from yupana.models.llama import Llama
 from yupana.models.llama_gguf import llama_metadata, save_llama
@@ -106,3 +107,24 @@ def prepare(
         settings, step, data, seed, files, model.weights, start, display, writing=writing
     )
     return Pretraining(**vars(run), model=model, vocabulary=vocabulary)
+
+
+def write_model(settings: RunSettings) -> Path:
+    """Write the model of a checkpoint, ours or one of ggml's, without training; returns its path.
+
+    Raises:
+        YupanaError: no checkpoint is given, or it cannot be used. OSError: the system cannot write.
+    """
+    if settings.checkpoint_in is None:
+        raise SettingError(
+            "pretrain: only_write_model: got no checkpoint_in, want the checkpoint to write."
+        )
+    start = Checkpoint(settings.checkpoint_in, MODEL)
+    config, _, words = start.read_model()
+    model = Llama(config)
+    start.restore(model.weights, None)
+    out, step = settings.model_out, str(start.progress.step)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(out.name.replace(settings.pattern_fn_it, step))
+    save_llama(path, model, words)
+    return path

@@ -99,6 +99,7 @@ def record_step(
     is_packed: bool = False,
     adapter: TrainedAdapter | None = None,
     n_ctx: int | None = None,
+    flash: bool = True,
 ) -> Step:
     """The training step of a model on (n_batch, n_ctx) tokens, recorded and not yet compiled.
 
@@ -108,12 +109,13 @@ def record_step(
         is_packed: batches have positions and segments.
         adapter: that is trained, attached to the model.
         n_ctx: by default that of the model.
+        flash: attention in one op.
     """
     context = Context(no_alloc=model.context.no_alloc)
     shape = (n_batch, n_ctx or model.config.n_ctx)
     names = Batch._fields if is_packed else ("tokens", "targets")
     inputs = {name: context.input(shape, "i32", name) for name in names}
-    loss = model.loss(**inputs)
+    loss = model.loss(**inputs, flash=flash)
     step: Step
     if isinstance(settings, LbfgsSettings):
         step = LbfgsStep(loss, [*inputs.values()], settings, checkpoints, n_parts)
@@ -121,7 +123,7 @@ def record_step(
         step = TrainingStep(loss, [*inputs.values()], settings, checkpoints, n_parts)
     if adapter is not None and adapter.seed is not None:
         with adapter.without_dropout():
-            step.plain_loss = model.loss(**inputs)
+            step.plain_loss = model.loss(**inputs, flash=flash)
         step.before = adapter.set_step
     return step
 
@@ -140,9 +142,16 @@ def fit_step(
     available = available_bytes()
 
     def record(checkpoints: Checkpoints, n_batch: int, n_ctx: int) -> Step:
-        optimiser, n_parts = settings.optimiser(), settings.grad_acc
         return record_step(
-            model, n_batch, optimiser, checkpoints, n_parts, is_packed, adapter, n_ctx
+            model,
+            n_batch,
+            settings.optimiser(),
+            checkpoints,
+            settings.grad_acc,
+            is_packed,
+            adapter,
+            n_ctx,
+            settings.use_flash,
         )
 
     checkpoints = settings.checkpoints(available)

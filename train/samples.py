@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from yupana.graphlib.errors import DataError, SettingError, YupanaError
+from yupana.graphlib.errors import DataError, SettingError, YupanaError, require
 from yupana.train.corpus import Codec, Corpus, Ids, make_corpus
 from yupana.train.text import (
     PIECE,
@@ -63,11 +63,8 @@ class DataRules:
         Raises:
             SettingError: the validation share is out of range, or a rule needs another.
         """
-        if not 0 <= self.validation < 1:
-            raise SettingError(
-                f"data: validation is out of range: got {self.validation}, want 0 <= validation "
-                "< 1."
-            )
+        is_share = 0 <= self.validation < 1
+        require("data", "validation", self.validation, is_share, "0 <= validation < 1")
         if self.overlapping_samples and not self.sample_start:
             raise SettingError(
                 "data: overlapping_samples: got no sample_start, want one. Without, samples start "

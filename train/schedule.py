@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from yupana.graphlib.errors import SettingError
+from yupana.graphlib.errors import SettingError, require
 
 Kind = Literal["constant", "linear", "cosine", "cosine_restart"]
 
@@ -89,9 +89,7 @@ class Schedule:
         self._require("floor", 0 <= self.floor <= 1, "0 <= floor <= 1")
 
     def _require(self, name: str, is_right: bool, rule: str) -> None:
-        if not is_right:
-            value = getattr(self, name)
-            raise SettingError(f"schedule: {name} is out of range: got {value!r}, want {rule}.")
+        require("schedule", name, getattr(self, name), is_right, rule)
 
     def factor(self, step: int) -> float:
         """Factor of the learning rate for update number `step`, counted from 0.

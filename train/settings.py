@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from yupana.graphlib.budget import Checkpoints, MemoryBudget
-from yupana.graphlib.errors import SettingError
-from yupana.models.llama import LlamaConfig
+from yupana.graphlib.errors import SettingError, require
 from yupana.train.lbfgs import LbfgsSettings
 from yupana.train.lora_settings import LoraSettings
 from yupana.train.memory import parse_size
+from yupana.train.model_settings import BatchSettings, ModelSettings
 from yupana.train.optimiser import AdamWSettings, OptimiserSettings, ParamGroup, SgdSettings
 from yupana.train.samples import DataRules
 from yupana.train.schedule import Schedule
@@ -32,75 +32,6 @@ _NO_LIMIT = 1 << 62  # bytes, where the system does not say what it has
 def auto(available: int | None = None) -> MemoryBudget:
     """What checkpointing is by default, where so much memory is left."""
     return MemoryBudget(available or _NO_LIMIT, _SPARE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSettings:
-    """Sizes of a batch, and what computes it."""
-
-    # Tokens of context.
-    ctx: Annotated[int, arg(aliases=["-c"])] = 128
-    # Windows of text per step.
-    batch: Annotated[int, arg(aliases=["-b"])] = 8
-    # Threads; 0: as many as there are cores.
-    threads: Annotated[int, arg(aliases=["-t"])] = 0
-
-    @property
-    def n_threads(self) -> int | None:
-        """What `Graph.compile` is told of threads.
-
-        Raises:
-            SettingError: fewer than none.
-        """
-        if self.threads < 0:
-            raise SettingError(
-                f"threads: got {self.threads}, want at least 1, or 0 for as many as cores."
-            )
-        return self.threads or None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings(BatchSettings):
-    """Sizes of the model and of a batch, with the defaults of ggml's train-text-from-scratch."""
-
-    # Width of the residual stream.
-    embd: int = 256
-    # Width of the feed-forward layers.
-    ff: int = 768
-    # Attention heads.
-    head: int = 8
-    # Heads of keys and values, each shared by several query heads; 0: as many as heads.
-    head_kv: int = 0
-    # Transformer blocks.
-    layer: int = 16
-    # Let the output use the matrix of the embedding.
-    tied: bool = False
-    # Added to the mean square in each norm.
-    norm_rms_eps: float = 1e-5
-    # Base of the rotation of positions.
-    rope_freq_base: float = 10000.0
-    # Factor of positions before they are rotated.
-    rope_freq_scale: float = 1.0
-
-    def config(self, n_vocab: int) -> LlamaConfig:
-        """The model's sizes.
-
-        Raises:
-            SettingError: as `LlamaConfig`.
-        """
-        return LlamaConfig(
-            n_vocab=n_vocab,
-            n_ctx=self.ctx,
-            n_embd=self.embd,
-            n_layer=self.layer,
-            n_head=self.head,
-            n_head_kv=self.head_kv,
-            n_ff=self.ff,
-            rms_eps=self.norm_rms_eps,
-            rope_base=self.rope_freq_base,
-            rope_scale=self.rope_freq_scale,
-            tied=self.tied,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +65,8 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
     # With auto: let the run fit so much, as 600M or 1.5G, at the least work. Python itself and a
     # mapped model come on top.
     memory_budget: str | None = None
+    # Attention in one op, without the matrix of all scores; off: as separate nodes.
+    use_flash: bool = True
     # Seed of the weights and of the order of the data.
     seed: Annotated[int, arg(aliases=["-s"])] = 1337
     # Take the data in a new order when going on from a checkpoint.
@@ -191,6 +124,18 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
     # With restarts: each fall takes this many times as long as the one before.
     cos_decay_restart: float = 1.1
 
+    @property
+    def source(self) -> Path:
+        """The file of training data.
+
+        Raises:
+            SettingError: none was given.
+        """
+        found: Path | None = getattr(self, "train_data", None)
+        if found is None:
+            raise SettingError("train: train_data: got none, want a file. Pass --train-data FILE.")
+        return found
+
     def check(self) -> None:
         """Check all that is known without data and model.
 
@@ -198,10 +143,8 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
             SettingError: a setting out of range.
         """
         for name in ("ctx", "batch", "grad_acc"):
-            if getattr(self, name) < 1:
-                raise SettingError(
-                    f"train: {name} is out of range: got {getattr(self, name)}, want at least 1."
-                )
+            value = getattr(self, name)
+            require("train", name, value, value >= 1, "at least 1")
         self.checkpoints(None)
         self.check_data()
         self.check_writing()
@@ -271,11 +214,9 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
             raise SettingError(
                 f"train: enable_restart: got it with rate_decay {self.rate_decay}, want cosine."
             )
-        if not 0 <= self.adam_min_alpha <= self.adam_alpha:
-            raise SettingError(
-                f"train: adam_min_alpha is out of range: got {self.adam_min_alpha}, want 0 to "
-                f"adam_alpha, {self.adam_alpha}."
-            )
+        is_right = 0 <= self.adam_min_alpha <= self.adam_alpha
+        rule = f"0 to adam_alpha, {self.adam_alpha}"
+        require("train", "adam_min_alpha", self.adam_min_alpha, is_right, rule)
         return Schedule(
             kind="cosine_restart" if self.enable_restart else self.rate_decay,
             warmup=self.warmup,
@@ -298,6 +239,8 @@ class RunSettings(ModelSettings, TrainSettings):
     n_vocab: int = 1024
     # Take the vocabulary of this model file instead.
     vocab_model: Path | None = None
+    # Train nothing: write the model of the checkpoint, and end.
+    only_write_model: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +248,8 @@ class PretrainSettings(RunSettings):
     """Train a small LLaMA from scratch on a text of your own."""
 
     # What to learn: text in UTF-8; or, by the name's end, JSON lines (.jsonl, .ndjson, .json).
-    train_data: Path
+    # Needed wherever something is trained.
+    train_data: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +259,8 @@ class FinetuneSettings(TrainSettings, LoraSettings):
     # Model to adapt (GGUF); it is mapped and never changed.
     model_base: Path
     # What to learn: text in UTF-8; or, by the name's end, JSON lines (.jsonl, .ndjson, .json).
-    train_data: Path
+    # Needed wherever something is trained.
+    train_data: Path | None = None
     # Adapter to write: a GGUF for llama.cpp; by the name's end a ggla file (.bin), or a folder of
     # PEFT (no ending). The best one by validation loss goes to NAME-best beside it.
     lora_out: Path = Path("adapter.gguf")
@@ -324,5 +269,13 @@ class FinetuneSettings(TrainSettings, LoraSettings):
     # Weights to train as a whole, beside the adapter: patterns that match names, as
     # "*_norm.weight". They need --model-out, since adapters have no place for them.
     train_whole: tuple[str, ...] = ()
+    # Train nothing: write the adapter of the checkpoint, and end.
+    only_write_lora: bool = False
+    # Added to the mean square in each norm; by default as the model says.
+    norm_rms_eps: float | None = None
+    # Base of the rotation of positions; by default as the model says.
+    rope_freq_base: float | None = None
+    # Factor of positions before they are rotated; by default as the model says.
+    rope_freq_scale: float | None = None
     # Chat template for lines with messages, in Jinja; by default that of the model.
     chat_template: str | None = None

@@ -16,7 +16,7 @@ from yupana.graphlib.autograd import gradients
 from yupana.graphlib.budget import Checkpoints, recompute
 from yupana.graphlib.config import config
 from yupana.graphlib.context import Context
-from yupana.graphlib.errors import NonFiniteError, SettingError
+from yupana.graphlib.errors import NonFiniteError, require
 from yupana.graphlib.finite import first_nonfinite
 from yupana.graphlib.graph import Graph
 from yupana.graphlib.ops import cpy
@@ -63,8 +63,7 @@ class Step(ABC):
     def __init__(
         self, loss: Tensor, inputs: Sequence[Tensor], params: Sequence[Tensor], n_parts: int = 1
     ) -> None:
-        if n_parts < 1:
-            raise SettingError(f"train: grad_acc is out of range: got {n_parts}, want at least 1.")
+        require("train", "grad_acc", n_parts, n_parts >= 1, "at least 1")
         self.loss, self.inputs, self.n_parts = loss, tuple(inputs), n_parts
         self.params = tuple(params)
         self.n_runs = n_parts

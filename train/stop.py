@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from yupana.graphlib.errors import SettingError
+from yupana.graphlib.errors import require
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class StopRules:
     def __post_init__(self) -> None:
         for name in ("past", "delta", "max_no_improvement", "epsf", "patience", "seconds"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise SettingError(f"stop: {name} is out of range: got {value!r}, want at least 0.")
+            require("stop", name, value, 0 <= value < math.inf, "at least 0")
 
 
 @dataclass

@@ -30,6 +30,8 @@ PROGRAMS = {
 _SWITCHES = {
     "--use-checkpointing": ("--checkpointing", "sqrt"),
     "--no-checkpointing": ("--checkpointing", "none"),
+    "--no-flash": ("--no-use-flash",),
+    "--disable-restart": ("--no-enable-restart",),
 }
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
 

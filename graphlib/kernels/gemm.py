@@ -28,6 +28,7 @@ from yupana.graphlib.kernels.gemm_plan import (
     Gemm,
     Matrix,
     Plan,
+    inner_parts,
     is_fast,
     plan_tiles,
     round_up,
@@ -48,10 +49,11 @@ def workspace_bytes(gemm: Gemm) -> int:
     """Bytes of workspace that the steps of `lower` share."""
     if _is_empty(gemm) or not is_fast(gemm) or suits_dots(gemm):
         return 0
-    if plan_tiles(gemm).b_mode != PACKED:
+    part = inner_parts(gemm)[0]  # none of the others is larger
+    if plan_tiles(part).b_mode != PACKED:
         return 0
-    b0, b1 = gemm.matrices_of_b
-    return b0 * b1 * gemm.packed_bytes
+    b0, b1 = part.matrices_of_b
+    return b0 * b1 * part.packed_bytes
 
 
 def lower(gemm: Gemm, workspace: int) -> list[Step]:
@@ -65,9 +67,13 @@ def lower(gemm: Gemm, workspace: int) -> list[Step]:
         return [_general(gemm)]
     if suits_dots(gemm):
         return [_dots(gemm)]
-    plan = plan_tiles(gemm)
-    tiles = _tiles(gemm, plan, workspace)
-    return [_pack(gemm, plan, workspace), tiles] if plan.b_mode == PACKED else [tiles]
+    steps = []
+    for part in inner_parts(gemm):
+        plan = plan_tiles(part)
+        if plan.b_mode == PACKED:
+            steps.append(_pack(part, plan, workspace))
+        steps.append(_tiles(part, plan, workspace))
+    return steps
 
 
 def one_step(gemm: Gemm, rows_vary: bool) -> Step:

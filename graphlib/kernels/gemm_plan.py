@@ -3,7 +3,7 @@
 The choices depend on shapes, strides and dtypes only, never on addresses or threads.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from yupana.graphlib.dtypes import DTYPES, QUANTIZED
 from yupana.graphlib.kernels.gemm_kernels import IN_PLACE, PACKED, TO_PACK, n_panels
@@ -12,11 +12,16 @@ from yupana.graphlib.kernels.vector import DTYPES as PACKED_DTYPES
 from yupana.graphlib.kernels.vector import HAS_MASKS, LANES, REGISTERS
 
 CHUNK_FLOPS = 2e6  # wanted in one chunk: some 10 to 20 microseconds
+_WIDE_CHUNK_FLOPS = 1.6e7  # where there are enough chunks: rows of A are then read less often
+_ENOUGH = 16  # chunks, to share them evenly
 K_BLOCK = 256  # a panel of three vectors by this stays near the processor
 _IN_PLACE_ROWS = 4 * TILE_ROWS  # up to so many, packing B costs more than strides in it
 _IN_PLACE_BYTES = 1 << 19  # a B within so many bytes stays near the processor as it is
-_PACKED_BYTES = 1 << 20  # B is packed as a whole up to this size, else by the chunks
-_PACK_ROWS = 16 * TILE_ROWS  # so many, and packing B for them alone costs little
+_PACKED_BYTES = 1 << 20  # B is packed as a whole up to this size, else in parts or by the chunks
+_FAR_BYTES = 1 << 22  # an A of so many is not in a near cache when it is read again
+_FAR_STRIDE = 4096  # bytes along k: each element of a row of A lies in another page
+_FAR_COLS = 64  # so many, and packing A costs little
+_PACK_ROWS = 256  # so many, and packing B for them alone costs little
 _LOW, _HIGH = 4 * TILE_ROWS, 16 * TILE_ROWS  # fewer rows to a chunk would read B too often
 _QUANTIZED_DOTS = 8  # rows of A up to which a quantised B is not packed
 _MANY = 8  # batches or panels that are pieces enough for several threads
@@ -140,16 +145,18 @@ def plan_tiles(gemm: Gemm) -> Plan:
     panels = n_panels(gemm.vectors)
     pieces = max(round(gemm.flops / CHUNK_FLOPS), 1)
     flat = gemm.rows <= _PACK_ROWS and panels >= _MANY
-    if _stays_in_place(gemm):
+    far = _is_far(gemm)
+    if _stays_in_place(gemm) and not far:
         b_mode = IN_PLACE
     elif pieces == 1 or gemm.batches >= _MANY or flat or gemm.packed_bytes > _PACKED_BYTES:
         b_mode = TO_PACK
     else:
         b_mode = PACKED
-    a_pack = gemm.a.dtype != "f32"
+    a_pack = far or gemm.a.dtype != "f32"
     unit = LANES if a_pack else TILE_ROWS
     rows_block, panels_block = round_up(gemm.rows, unit), panels
     if b_mode == TO_PACK or flat:
+        pieces = max(round(gemm.flops / _WIDE_CHUNK_FLOPS), min(pieces, _ENOUGH))
         panels_block = -(-panels // min(pieces, panels))
         if gemm.rows > _PACK_ROWS:
             row_pieces = max(pieces // panels, 1)
@@ -157,6 +164,35 @@ def plan_tiles(gemm: Gemm) -> Plan:
     elif pieces > 1:
         rows_block = _even_block(gemm.rows, gemm.rows / pieces, unit)
     return Plan(b_mode, a_pack, rows_block, panels_block, max(min(gemm.inner, K_BLOCK), 1))
+
+
+def inner_parts(gemm: Gemm) -> list[Gemm]:
+    """The product as several, each adding its part of the sum over k to the one before.
+
+    That is one where B can be packed as a whole, or A is read once anyway. Else the chunks of each
+    part read an A that is still near, and a B packed for all of them.
+    """
+    each = _PACKED_BYTES // max(4 * LANES * gemm.vectors, 1) // K_BLOCK * K_BLOCK
+    is_far = 4 * gemm.rows * gemm.inner > _FAR_BYTES
+    if not is_far or not each or gemm.inner <= each or gemm.batches > 1 or gemm.b.block > 1:
+        return [gemm]
+    parts = []
+    for first in range(0, gemm.inner, each):
+        part = replace(gemm, inner=min(each, gemm.inner - first))
+        part = replace(part, a=_moved(gemm.a, first), b=_moved(gemm.b, first))
+        parts.append(replace(part, d=gemm.c) if first else part)
+    return parts
+
+
+def _moved(matrix: Matrix, k: int) -> Matrix:
+    """The same from element `k` of the sum on."""
+    return replace(matrix, address=matrix.address + k * matrix.strides[3])
+
+
+def _is_far(gemm: Gemm) -> bool:
+    """Whether rows of A, read where they lie, would be in another page with each element."""
+    near_rows = gemm.a.dtype == "f32" and gemm.a.strides[2] == 4
+    return near_rows and gemm.a.strides[3] >= _FAR_STRIDE and gemm.cols >= _FAR_COLS
 
 
 def round_up(size: float, unit: int) -> int:

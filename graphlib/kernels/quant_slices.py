@@ -15,7 +15,7 @@ from yupana.graphlib.kernels.gemm_plan import K_BLOCK, Gemm, Matrix
 from yupana.graphlib.kernels.quant_copy import copy_steps
 from yupana.graphlib.kernels.step import Step
 
-_PART_BYTES = 1 << 22  # of float32 at a time, roughly: part of a last-level cache
+_PART_BYTES = 1 << 20  # of float32 at a time, roughly: so much is packed as a whole
 
 
 def lower(gemm: Gemm, rows: View, inner: bool, workspace: Callable[[int], int]) -> list[Step]:

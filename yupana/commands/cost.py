@@ -17,9 +17,10 @@ from yupana.models.formats import GgufFile
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.models.llama_gguf import read_config
 from yupana.train.bill import Bill, make_bill
+from yupana.train.model_settings import ModelSettings
 from yupana.train.optimiser import AdamWSettings
 from yupana.train.run import record_step
-from yupana.train.settings import ModelSettings, auto
+from yupana.train.settings import auto
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,8 +129,8 @@ def adapt(
     model: LanguageModel, lora: FinetuneSettings, settings: Settings, display: Display
 ) -> int:
     """Train an adapter on a text of another style, and show what it changes."""
-    lora.train_data.write_text(source_text(), encoding="utf-8")
-    display.tell(f"\nthe same model with an adapter (LoRA) learns program text, {lora.train_data}")
+    lora.source.write_text(source_text(), encoding="utf-8")
+    display.tell(f"\nthe same model with an adapter (LoRA) learns program text, {lora.source}")
     finetuning = finetune(lora, display)
     adapting.introduce(finetuning, display)
     before = validation(finetuning)
@@ -145,7 +145,7 @@ def adapt(
         after = validation(finetuning)
         print(f"validation loss on program text: {before:.3f} before, {after:.3f} with the adapter")
         written["report"] = make_report(finetuning.files.log_path, settings.out / "adapter.html")
-    written["text learned"] = lora.train_data
+    written["text learned"] = lora.source
     conclude(finetuning, outcome)
     return 130 if outcome.interrupted else 0
 

@@ -23,8 +23,9 @@ from yupana.models.loss import vocabulary_loss
 from yupana.models.sketch import sketch_model
 from yupana.train.lora import TrainedAdapter
 from yupana.train.lora_settings import LoraSettings
+from yupana.train.model_settings import ModelSettings
 from yupana.train.optimiser import AdamWSettings
-from yupana.train.settings import ModelSettings, auto
+from yupana.train.settings import auto
 from yupana.train.step import TrainingStep
 
 _RUNS = 10  # that times are medians of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from yupana.commands.pretrain import conclude, tell_bill
-from yupana.train.finetune import Finetuning, finetune
+from yupana.commands.pretrain import conclude, show_files, tell_bill
+from yupana.train.finetune import Finetuning, finetune, write_adapter
 from yupana.train.progress import Display, make_display
 from yupana.train.settings import FinetuneSettings
 
@@ -12,6 +12,9 @@ Settings = FinetuneSettings
 
 def run(settings: FinetuneSettings) -> int:
     """Train; returns the exit code."""
+    if settings.only_write_lora:
+        show_files({"adapter": write_adapter(settings)})
+        return 0
     display = make_display()
     finetuning = finetune(settings, display)
     introduce(finetuning, display)

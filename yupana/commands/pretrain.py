@@ -9,7 +9,7 @@ from pathlib import Path
 
 from yupana.models.vocabulary import Vocabulary
 from yupana.train.loop import Outcome
-from yupana.train.pretrain import Pretraining, prepare
+from yupana.train.pretrain import Pretraining, prepare, write_model
 from yupana.train.progress import Display, clock, make_display
 from yupana.train.run import Run
 from yupana.train.settings import PretrainSettings
@@ -19,8 +19,11 @@ Settings = PretrainSettings
 
 def run(settings: PretrainSettings) -> int:
     """Train; returns the exit code."""
+    if settings.only_write_model:
+        show_files({"model": write_model(settings)})
+        return 0
     display = make_display()
-    pretraining = prepare(settings.train_data, settings, display)
+    pretraining = prepare(settings.source, settings, display)
     introduce(pretraining, display)
     outcome = pretraining.train()
     conclude(pretraining, outcome)
