@@ -1,0 +1,80 @@
+"""`yupana demo`: what it leaves, and what it shows of the model and of its adapter."""
+
+import re
+
+import pytest
+
+from yupana.cli import main
+from yupana.models import session
+from yupana.models.passes import Pass
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    code = main([*arguments])
+    return (code, *capsys.readouterr())
+
+
+DEMO = ["demo", "--steps=2", "--lora-steps=2", "--n-predict=5", "--out=here", "--threads=1"]
+
+
+def test_demo_says_what_is_compiled_before_it_writes(capsys, folder, monkeypatch):
+    said = ""
+
+    class Compiled(Pass):  # a message about kernels must not land in the middle of the text
+        def __init__(self, *args):
+            nonlocal said
+            said += capsys.readouterr().out
+            assert "The following" not in said
+            super().__init__(*args)
+
+    monkeypatch.setattr(session, "Pass", Compiled)
+    code, out, _ = call(capsys, *DEMO[:2], "--lora-steps=0", *DEMO[3:])
+    assert (code, bool(said)) == (0, True)
+    assert "The following" in out
+
+
+def test_demo_leaves_model_adapter_curves_and_pictures(capsys, folder):
+    code, out, _ = call(capsys, *DEMO)
+    assert code == 0
+    listed = {line.split()[-1] for line in out.splitlines() if line.startswith("  ")}
+    wanted = {"model.gguf", "model-best.gguf", "loss.svg", "log.jsonl", "memory.svg"}
+    wanted |= {"adapter.gguf", "adapter-best.gguf", "adapter.svg", "adapter.jsonl", "source.txt"}
+    wanted |= {"report.html", "adapter.html"}
+    listed = {name for name in listed if name.startswith("here/")}
+    assert listed - {"here/graph.svg", "here/graph.dot"} == {f"here/{name}" for name in wanted}
+    assert all((folder / name).stat().st_size > 100 for name in listed)
+
+
+def test_demo_shows_what_the_adapter_changed(capsys, folder):
+    _, out, _ = call(capsys, *DEMO[:2], "--lora-steps=30", *DEMO[3:])
+    before, after = re.findall(r"program text: (\S+) before, (\S+) with the adapter", out)[0]
+    assert float(after) < float(before) - 0.1
+    without, _, with_ = out.partition("without the adapter:")[2].partition("with the adapter:")
+    assert "    def " in without
+    assert "    def " in with_
+    assert with_.split("validation loss")[0].strip() != without.strip()
+
+
+def test_demo_goes_without_an_adapter(capsys, folder):
+    code, out, _ = call(capsys, *DEMO[:2], "--lora-steps=0", *DEMO[3:])
+    assert code == 0
+    assert "adapter" not in out
+    assert not (folder / "here" / "adapter.gguf").exists()
+    assert call(capsys, *DEMO[:2], "--lora-steps=-1", *DEMO[3:])[0] == 2
+
+
+def test_demo_without_dot_writes_the_source_and_says_what_to_install(capsys, folder, monkeypatch):
+    monkeypatch.setenv("PATH", str(folder))
+    code, out, err = call(capsys, *DEMO[:2], "--lora-steps=0", *DEMO[3:])
+    assert code == 0
+    assert "here/graph.dot" in out
+    assert "apt install graphviz" in err
+    assert (folder / "here" / "graph.dot").read_text().startswith("digraph")
