@@ -19,7 +19,10 @@ from yupana.train.settings import RunSettings
 
 TEXT = "the llama eats grass, the ñandú runs; " * 60
 SIZES = {"ctx": 8, "batch": 2, "embd": 64, "ff": 96, "head": 2, "layer": 4}
-HOW = {"vocab": "characters", "warmup": 2, "save_every": 1, "eval_every": 7, "threads": 1}
+HOW = {
+    "vocab": "characters", "warmup": 2, "save_every": 1, "eval_every": 7, "threads": 1,
+    "generate_every": 0,  # the first text takes longer than most of these runs live
+}  # fmt: skip
 
 
 def settings(folder: Path, steps: int) -> RunSettings:
