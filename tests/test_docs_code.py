@@ -31,7 +31,10 @@ DOCUMENTS = [
 # They prepare the machine, or are the checks that this test is one of: .ci/run does what they say.
 SET_UP = re.compile(r"\b(pip install|apt install|pre-commit|pytest|mkdocs|\.ci/run)\b")
 # What takes minutes runs shorter; the rest is as it stands there.
-SHORTER = {"yupana demo": "yupana demo --steps 2 --n-predict 4"}
+SHORTER = {
+    "yupana demo": "yupana demo --steps 2 --n-predict 4",
+    "yupana report yupana-demo": "yupana report yupana-demo --no-measure",
+}
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 LANGUAGES = ("python", "sh", "pycon", "text", "json", "jsonl", "")
 
