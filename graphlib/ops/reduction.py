@@ -6,11 +6,12 @@ import numpy as np
 
 from yupana.graphlib.context import check_shape, tensor
 from yupana.graphlib.errors import DtypeError, ShapeError
-from yupana.graphlib.kernels import reduce, transpose
+from yupana.graphlib.kernels import reduce
 from yupana.graphlib.kernels.blocks import View
 from yupana.graphlib.kernels.elementwise import Map
 from yupana.graphlib.kernels.rowwise import Rows, row_sum
 from yupana.graphlib.kernels.step import Step
+from yupana.graphlib.kernels.transpose import steps as _turning_steps
 from yupana.graphlib.op import (
     REGISTRY,
     Array,
@@ -31,7 +32,7 @@ _copy = Map(lambda x, p0, p1, p2, p3: x, 1, ns=0.1)
 
 def copy_steps(dst: View, src: View) -> list[Step]:
     """Copy with conversion and broadcasting."""
-    return transpose.steps(dst, src) or _copy.steps(dst, [src])
+    return _turning_steps(dst, src) or _copy.steps(dst, [src])
 
 
 def _is_tiling(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
