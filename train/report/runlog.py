@@ -124,9 +124,9 @@ def find_log(path: Path) -> Path:
     Raises:
         DataError: there is none, or a folder has several.
 
-    The log itself, the folder around it, or the model beside it::
+    Of the model that a run wrote, the log beside it::
 
-        find_log(Path("yupana-demo"))
+        find_log(Path("yupana-demo/model.gguf"))
     """
     if not path.exists():
         raise DataError(f"report: {path}: no such file or folder. {_HINT}")
