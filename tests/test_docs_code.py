@@ -32,7 +32,7 @@ DOCUMENTS = [
 SET_UP = re.compile(r"\b(pip install|apt install|pre-commit|pytest|mkdocs|\.ci/run)\b")
 # What takes minutes runs shorter; the rest is as it stands there.
 SHORTER = {
-    "yupana demo": "yupana demo --steps 2 --n-predict 4",
+    "yupana demo": "yupana demo --steps 2 --lora-steps 2 --n-predict 4",
     "yupana report yupana-demo/log.jsonl": "yupana report yupana-demo/log.jsonl --no-measure",
 }
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
