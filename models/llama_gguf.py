@@ -10,7 +10,7 @@ from yupana.graphlib.context import Context
 from yupana.graphlib.dtypes import Dtype, bf16, dtype_of, from_storage, to_storage
 from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.models.conversion import Described
-from yupana.models.formats import GgufFile, TensorInfo, expect, write_gguf
+from yupana.models.formats import GgufFile, TensorInfo, expect, expect_integers, write_gguf
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.models.vocabulary import Vocabulary
 from yupana.models.vocabulary_gguf import read_vocabulary, vocabulary_metadata
@@ -167,7 +167,7 @@ def _heads(metadata: Mapping[str, Any], key: str, default: int | None = None) ->
     value = metadata.get(key, default)
     if not isinstance(value, list | tuple | np.ndarray):
         return int(expect(metadata, key, int, default))
-    counts = {int(n) for n in expect(metadata, key, list)}
+    counts = {*expect_integers(metadata, key)}
     if len(counts) != 1:
         raise SettingError(f"{key}: got {sorted(counts)}, want the same for all layers.")
     return counts.pop()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.models.decoder import Decoder
-from yupana.models.formats import GgufFile, expect, write_gguf
+from yupana.models.formats import GgufFile, expect, expect_integers, write_gguf
 
 _TYPE = "prompt-cache"
 _PREFIX = "yupana.prompt_cache."
@@ -101,7 +101,7 @@ def load_prompt_cache(path: str | PathLike[str], owner: str) -> PromptCache:
                 f"{path}: the prompt cache belongs to another model: got that of other weights or "
                 "adapters, want this model's. Pass another path, or remove the file."
             )
-        tokens = [int(token) for token in expect(file.metadata, f"{_PREFIX}tokens", list)]
+        tokens = expect_integers(file.metadata, f"{_PREFIX}tokens")
         try:
             state = {
                 name: np.array(info.data).view(expect(file.metadata, f"{_PREFIX}{name}.dtype", str))

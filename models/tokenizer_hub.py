@@ -34,7 +34,7 @@ class HubTokenizer(Tokenizer):
         ends: Iterable[int],
     ) -> None:
         steps = _steps(spec.get("decoder"))
-        kinds = {step.get("type") for step in steps}
+        kinds = [step.get("type") for step in steps]
         tokens = [engine.id_to_token(k) or f"[EMPTY_{k}]" for k in range(len(types))]
         super().__init__(
             tokens,
@@ -86,15 +86,7 @@ def read_hub_tokenizer(path: Path) -> HubTokenizer:
         OSError: the system cannot read it.
     """
     spec = read_json(path)
-    try:
-        engine = Engine.from_str(json.dumps(spec))
-    except Exception as e:  # noqa: BLE001  `tokenizers` raises plain Exception
-        raise FileFormatError(
-            f"{path}: not a tokenizer: got an error of the tokenizers package ({e}), want a file "
-            "that it wrote. Fetch the file again, or update the package."
-        ) from None
-    engine.no_truncation()
-    engine.no_padding()
+    engine = _engine(path, spec)
     ids = engine.get_vocab(with_added_tokens=True)
     types = [int(TokenType.NORMAL)] * (max(ids.values(), default=-1) + 1)
     for k, added in engine.get_added_tokens_decoder().items():
@@ -103,6 +95,23 @@ def read_hub_tokenizer(path: Path) -> HubTokenizer:
     types = adjust_types(tokens, types)
     special, ends = _special(path.parent, ids)
     return HubTokenizer(engine, spec, types, special, ends | end_tokens(tokens, types, special))
+
+
+def _engine(path: Path, spec: Any) -> Engine:
+    """The package's tokenizer, known to work."""
+    try:
+        engine = Engine.from_str(json.dumps(spec))
+        engine.no_truncation()
+        engine.no_padding()
+        engine.encode("")  # a template with unknown tokens fails only here
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # noqa: BLE001  plain Exception, or a panic that is not even that
+        raise FileFormatError(
+            f"{path}: not a tokenizer: got an error of the tokenizers package ({e}), want a file "
+            "that it wrote. Fetch the file again, or update the package."
+        ) from None
+    return engine
 
 
 def _special(folder: Path, ids: Mapping[str, int]) -> tuple[dict[str, int], set[int]]:

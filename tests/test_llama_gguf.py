@@ -165,6 +165,7 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
         ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, {},
          "'longrope' by 2"),
         ({"llama.attention.head_count_kv": [2, 1]}, {}, r"got \[1, 2\], want the same for all"),
+        ({"llama.attention.head_count": ["two"]}, {}, "got an array with 'two', want whole num"),
         ({"llama.expert_count": 8}, {}, "expert_count: got 8, want none"),
         ({"llama.rope.scaling.factor": 0.0}, {}, "'linear' by 0"),
         ({"llama.rope.dimension_count": 6}, {}, "n_rot: got 6"),

@@ -186,6 +186,24 @@ def test_wrong_files_are_named(tmp_path):
         load_tokenizer(tmp_path / "absent.json")
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["post_processor", "single", 0, "SpecialToken", "id"], "absent"),
+        (["model", "continuing_subword_prefix"], "longer than a token"),
+    ],
+)
+def test_faults_that_make_the_package_panic_are_errors(folder, tmp_path, keys, value):
+    spec = json.loads((folder / "spm" / "tokenizer.json").read_text())
+    place = spec
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(FileFormatError, match="got an error of the tokenizers package"):
+        load_tokenizer(tmp_path)
+
+
 def test_wrong_ids_and_texts_are_errors(folder):
     tokenizer = load_tokenizer(folder / "spm")
     with pytest.raises(DataError, match="no such token"):

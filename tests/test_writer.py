@@ -222,6 +222,9 @@ def test_files_that_are_no_cache_are_refused(tmp_path):
         write_gguf(path, metadata | {"yupana.prompt_cache.keys.dtype": wrong}, tensors)
         with pytest.raises(FileFormatError, match="damaged"):
             load_prompt_cache(path, "x")
+    write_gguf(path, metadata | {"yupana.prompt_cache.tokens": ["one", "two"]}, tensors)
+    with pytest.raises(FileFormatError, match="got an array with 'one', want whole numbers"):
+        load_prompt_cache(path, "x")
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(FileFormatError):
         load_prompt_cache(path, "x")

@@ -1,7 +1,7 @@
 """Model files: GGUF today; every reader treats the bytes it gets as hostile."""
 
 from yupana.models.formats.gguf import GgufFile, TensorInfo, write_gguf
-from yupana.models.formats.gguf_metadata import Metadata, MissingEntry, expect
+from yupana.models.formats.gguf_metadata import Metadata, MissingEntry, expect, expect_integers
 from yupana.models.formats.gguf_writer import atomic_write, temporary_of, temporary_path
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "TensorInfo",
     "atomic_write",
     "expect",
+    "expect_integers",
     "temporary_of",
     "temporary_path",
     "write_gguf",

@@ -198,3 +198,23 @@ def expect(metadata: Mapping[str, Any], key: str, kind: type, default: Any = Non
     if isinstance(value, np.ndarray):
         return value.tolist()
     return kind(value)
+
+
+def expect_integers(metadata: Mapping[str, Any], key: str) -> list[int]:
+    """The value of `key`, an array of whole numbers.
+
+    Raises:
+        MissingEntry: there is no such key.
+        FileFormatError: the value is no array, or one of something else.
+
+    >>> expect_integers({"a.ids": np.int32([3, 1])}, "a.ids")
+    [3, 1]
+    """
+    values: list[Any] = expect(metadata, key, list)
+    for value in values:
+        if type(value) is not int:
+            raise FileFormatError(
+                f"metadata: {shown(key)} has the wrong type: got an array with {shown(value)}, "
+                "want whole numbers. The file was written by a faulty program."
+            )
+    return values
