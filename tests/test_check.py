@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import yupana as yp
-from yupana.graphlib import ops
+from yupana.graphlib import compare, ops
 from yupana.graphlib.check import CheckError, check_errors, check_op
 from yupana.graphlib.errors import GraphError, ShapeError, YupanaError
 from yupana.graphlib.kernels.elementwise import Map
@@ -254,3 +254,13 @@ def test_reference_computes_in_float64_whatever_the_dtypes():
         total = total + x
     exact = 51 * float(x.numpy()[0])
     assert run_reference(total)[total][0] == pytest.approx(exact, rel=1e-14)
+
+
+def test_deviations_are_known_well_enough_before_an_element_is_called_wrong():
+    context = yp.Context()
+    ones = np.ones((2000, 16), np.float32)
+    total = ops.sum_rows(context.tensor(ones))
+    values = {total: ones.sum(axis=1, keepdims=True).astype(np.float64)}
+    first, second = (compare.rounding_noise([total], values, n)[total] for n in (1, 12))
+    assert first.min() < 0.5 * np.median(first), "by chance, of thousands of elements alike"
+    assert second.min() > 0.7 * np.median(second)
