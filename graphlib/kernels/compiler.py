@@ -31,6 +31,7 @@ from numba.core.errors import NumbaError
 
 from yupana.graphlib.config import config
 from yupana.graphlib.errors import KernelError
+from yupana.graphlib.kernels.companion import companion
 from yupana.graphlib.kernels.deferral import interrupts_deferred
 from yupana.graphlib.kernels.fingerprint import (
     fingerprint,
@@ -199,9 +200,12 @@ def ready(kernels: Iterable[Kernel], progress: Progress | None = None) -> None:
     pending = list({id(k): k for k in kernels if not k._address}.values())
     missing = [k for k in pending if not k.is_ready]
     report = progress or _announce
-    for done, kernel in enumerate(missing):
-        report(done, len(missing), kernel.name)
-        _ = kernel.address
+    with companion(len(missing), lambda job: missing[job].address) as shares:
+        for job, kernel in enumerate(missing):
+            report(shares.begun, len(missing), kernel.name)
+            if not shares.take_first(job):
+                break
+            _ = kernel.address
     if missing:
         report(len(missing), len(missing), "")
     for kernel in pending:
