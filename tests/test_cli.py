@@ -1,5 +1,6 @@
 """The command line: every program on tiny settings, and what mistakes get."""
 
+import errno
 import io
 import json
 import os
@@ -154,6 +155,18 @@ def test_a_model_that_cannot_be_written_is_an_error_at_the_start(capsys, folder)
     code, _, err = call(capsys, "pretrain", *arguments)
     assert code == 1
     assert err.startswith("yupana: file")
+
+
+def test_a_full_disk_is_told_with_what_to_do(capsys, folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "m.gguf")
+
+    monkeypatch.setattr("yupana.commands.pretrain.run", full)
+    code, _, err = call(capsys, "pretrain", "--train-data=text.txt")
+    assert code == 1
+    assert err.endswith(
+        "yupana: m.gguf: No space left on device. Make room there, or name another place.\n"
+    )
 
 
 @pytest.mark.parametrize("content", [None, b"", b"GGUF and then nothing"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import sys
@@ -32,6 +33,17 @@ _SWITCHES = {
     "--no-checkpointing": ("--checkpointing", "none"),
     "--no-flash": ("--no-use-flash",),
     "--disable-restart": ("--no-enable-restart",),
+}
+_REMEDIES = {
+    errno.ENOSPC: "Make room there, or name another place.",
+    errno.EDQUOT: "Make room there, or name another place.",
+    errno.EROFS: "Name another place.",
+    errno.EACCES: "Change its permissions, or name another place.",
+    errno.EPERM: "Change its permissions, or name another place.",
+    errno.ENOENT: "Check the name; paths are counted from the current folder.",
+    errno.ENOTDIR: "Check the path: a part of it is a file.",
+    errno.EISDIR: "Name a file.",
+    errno.EMFILE: "Raise the limit: `ulimit -n 4096`.",
 }
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
 
@@ -72,13 +84,19 @@ def _run(name: str, arguments: list[str]) -> int:
         _close_stdout()
         return 1
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{place}{error.strerror or error}", 1)
+        return _fail(_told(error), 1)
     except MemoryError:
         return _fail("out of memory. `yupana cost` says beforehand what a run needs.", 1)
     except KeyboardInterrupt:
         print("\nyupana: stopped at once", file=sys.stderr)
         return INTERRUPTED
+
+
+def _told(error: OSError) -> str:
+    """What the system said, of what, and what to do about it."""
+    place = f"{error.filename}: " if error.filename else ""
+    said = f"{place}{error.strerror or error}".removesuffix(".")
+    return f"{said}. {_REMEDIES.get(error.errno or 0, '')}".rstrip()
 
 
 def _parse(kind: type, name: str, arguments: list[str]) -> object:
