@@ -46,6 +46,11 @@ def gradients(
     `Graph.backward` for the arguments; unlike there, nothing becomes an output, so that
     gradients which only an optimiser step reads give their memory back.
 
+    A `MemoryBudget` is about loss and gradients: nodes recorded afterwards, an optimiser's steps
+    and the leaves of its state, are not there yet and not counted. To have them counted, record
+    all of it without checkpoints, then call `graphlib.budget.recompute` with the outputs of the
+    whole graph, as `train.step.TrainingStep` does.
+
     Raises:
         GradientError: see `Graph.backward`.
     """

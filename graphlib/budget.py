@@ -32,6 +32,8 @@ class MemoryBudget:
 
     Counted is `Plan.own_bytes`: leaves in memory of their own (weights, the optimiser's state,
     inputs) and the arena of all results. Mapped files, Python and its libraries come on top.
+    `yupana.gradients` and `Graph.backward` count what is recorded when they are called, an
+    optimiser's steps only if `recompute` is called after they are recorded.
 
     >>> import yupana as yp
     >>> ctx = yp.Context()
@@ -108,14 +110,20 @@ class _Search:
 
     def run(self, budget: MemoryBudget) -> list[Tensor]:
         """The checkpoints that cost least."""
-        limit = budget.nbytes
+        limit, choice = budget.nbytes, None
         if budget.spare:
-            limit = min(limit, self._bytes((1, self._affordable(budget.spare))))
-        while choice := self._cheapest(limit):
-            if self._plan(choice) <= budget.nbytes:
-                return self._checkpoints(choice)
-            limit = budget.nbytes
-        smallest = self._smallest()
+            affordable = 1, self._affordable(budget.spare)
+            limit = min(limit, self._bytes(affordable))
+            choice = self._cheapest(limit) or affordable
+        choice = choice or self._cheapest(limit)
+        while choice and self._plan(choice) > budget.nbytes:
+            choice = self._cheapest(budget.nbytes)
+        if choice is None:
+            # More checkpoints may need more memory, by little: what was seen on the way counts.
+            choice = self._smallest()
+        smallest = self._plan(choice)
+        if smallest <= budget.nbytes:
+            return self._checkpoints(choice)
         raise MemoryBudgetError(
             f"memory budget: too small: got {budget.nbytes / 2**20:.1f} MiB, want at least "
             f"{smallest / 2**20:.1f} MiB, the least that computing results again comes to. Use a "
@@ -123,11 +131,11 @@ class _Search:
             smallest,
         )
 
-    def _smallest(self) -> int:
-        """Planned bytes of the leanest choice among those looked at."""
+    def _smallest(self) -> _Choice:
+        """The leanest choice among those looked at."""
         while (choice := min(self._sizes, key=self._sizes.__getitem__)) not in self._planned:
             self._plan(choice)
-        return self._sizes[choice]
+        return choice
 
     def _affordable(self, share: float) -> int:
         """The number of checkpoints, one at each boundary, that a share of all work pays for."""
@@ -147,8 +155,8 @@ class _Search:
             leanest.append(self._bytes((distance, most)))
             if leanest[-1] <= limit:
                 best = self._first_within(limit, distance, most)
-            recent = min(leanest[-_PATIENCE:])
-            if len(leanest) > _PATIENCE and recent > (limit if best else min(leanest)):
+            recent, before = min(leanest[-_PATIENCE:]), min(leanest[:-_PATIENCE], default=None)
+            if before is not None and (recent > limit if best else recent >= before):
                 break  # larger distances need more memory, or more work
         return best
 

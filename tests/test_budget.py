@@ -7,7 +7,12 @@ import yupana as yp
 from yupana.graphlib.budget import MemoryBudget, recompute
 from yupana.graphlib.errors import MemoryBudgetError
 from yupana.graphlib.remat import Remat, find_boundaries, with_the_rest
-from yupana.models.llama import Llama, LlamaConfig
+from yupana.models.llama import Llama, LlamaConfig, weight_shapes
+from yupana.train.bill import make_bill
+from yupana.train.lora import TrainedAdapter
+from yupana.train.lora_settings import LoraSettings
+from yupana.train.optimiser import AdamWSettings
+from yupana.train.run import record_step
 
 
 def chain(n_layers: int = 7):
@@ -85,6 +90,25 @@ def test_a_share_of_the_work_buys_memory_that_is_not_asked_for() -> None:
         costs.append(flops)
     assert costs[0] == 0
     assert sizes == sorted({*sizes}, reverse=True)
+
+
+@pytest.mark.parametrize("n_ctx", [8, 16])
+def test_memory_in_plenty_is_never_too_small(n_ctx) -> None:
+    """Here more checkpoints than the spare work pays for need more memory, by a little."""
+    sizes = {"n_vocab": 320, "n_embd": 64, "n_ff": 128, "n_head": 4, "n_head_kv": 2}
+    config = LlamaConfig(n_ctx=n_ctx, n_layer=2, tied=True, **sizes)
+    ctx = yp.Context(no_alloc=True)
+    weights = {n: ctx.leaf(shape, name=n) for n, shape in weight_shapes(config).items()}
+    model = Llama(config, ctx, weights)
+    adapter = TrainedAdapter(weights, LoraSettings(), no_alloc=True)
+    model.attach_part("trained", adapter)
+
+    def bill(checkpoints):
+        return make_bill(record_step(model, 2, AdamWSettings(), checkpoints, adapter=adapter))
+
+    plain, spared = bill(None), bill(MemoryBudget(1 << 40, 0.05))
+    assert spared.total <= plain.total
+    assert spared.recomputed <= 0.05 * plain.flops
 
 
 def test_what_follows_the_gradients_counts_too() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from yupana.graphlib.budget import Checkpoints, MemoryBudget
@@ -120,7 +121,7 @@ def fitting_step(
     except MemoryBudgetError as error:
         assert isinstance(checkpoints, MemoryBudget)
         limit, needed = checkpoints.nbytes, error.smallest
-    found = next(_remedies(record, n_batch, n_ctx, limit), None)
+    found = _remedy(record, n_batch, n_ctx, limit)
     raise SettingError(
         f"train: memory: the run does not fit: got settings that need {format_bytes(needed)}, want "
         f"at most {format_bytes(limit)}. "
@@ -128,19 +129,24 @@ def fitting_step(
     )
 
 
-def _remedies(record: Record, n_batch: int, n_ctx: int, limit: int) -> Iterator[str]:
-    """Settings that fit, the mildest change first."""
-    budget = MemoryBudget(limit)
+def _remedy(record: Record, n_batch: int, n_ctx: int, limit: int) -> str | None:
+    """Settings that fit, the mildest change; None: there are none."""
     sizes = [(n_batch >> k, n_ctx) for k in range(n_batch.bit_length())]
     sizes += [(1, n_ctx >> k) for k in range(1, n_ctx.bit_length() - 1)]
-    for rows, ctx in sizes:
+
+    def least(size: tuple[int, int]) -> int:
+        """About what a search for the leanest checkpoints comes to, which takes seconds."""
+        words: tuple[Checkpoints, ...] = ("all", "sqrt")
+        return min(make_bill(record(word, *size)).total for word in words)
+
+    found = bisect_left(sizes, True, key=lambda size: least(size) <= limit)  # ever less memory
+    for rows, ctx in sizes[found:]:
         with contextlib.suppress(MemoryBudgetError):
-            total = make_bill(record(budget, rows, ctx)).total
-            if total > limit:
-                continue
+            total = make_bill(record(MemoryBudget(limit), rows, ctx)).total
             changes = ["checkpointing auto"]
             if rows < n_batch:
                 changes.append(f"batch {rows}")
             if ctx < n_ctx:
                 changes.append(f"ctx {ctx}")
-            yield f"With {', '.join(changes)} it needs {format_bytes(total)}."
+            return f"With {', '.join(changes)} it needs {format_bytes(total)}."
+    return None
