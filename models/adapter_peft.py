@@ -49,11 +49,17 @@ def save_peft(path: str | PathLike[str], adapter: Adapter, sizes: Sizes, base: s
         sizes: of the model the adapter is for.
         base: name or folder of that model, for `base_model_name_or_path`.
     Raises:
-        SettingError: pairs beside norms, which PEFT does not have, or another architecture.
+        SettingError: pairs beside norms, which PEFT does not have, lengths of rows together with
+            a pair beside the embedding, or another architecture.
         OSError: the system cannot write.
     """
     if adapter.architecture != "llama":
         raise SettingError(f"save_peft: got an adapter for {adapter.architecture!r}, want 'llama'.")
+    if adapter.magnitudes and EMBEDDING in adapter.pairs:
+        raise SettingError(
+            f"save_peft: got lengths of rows (DoRA) and a pair beside {EMBEDDING}, want no such "
+            "pair: PEFT would scale the columns of that weight. Merge the adapter instead."
+        )
     tensors, ranks, alphas = {}, {}, {}
     for weight, (a, b) in adapter.pairs.items():
         module = _module(weight)
@@ -147,6 +153,11 @@ def load_peft(path: str | PathLike[str], sizes: Sizes) -> Adapter:
         a, b = _pair(folder / TENSORS, module, values, weight, sizes)
         pairs[weight] = a, b * np.float32(_scale(config, module, len(a)))
         if "lora_magnitude_vector" in values:
+            if weight == EMBEDDING:
+                raise FileFormatError(
+                    f"{folder / TENSORS}: {module}: got lengths of columns (DoRA of an embedding), "
+                    "want them of rows. Merge the adapter with PEFT, and convert the model."
+                )
             magnitudes[weight] = _neighbours(values["lora_magnitude_vector"], weight, sizes)
     try:
         return Adapter(str(path), pairs, magnitudes=magnitudes)

@@ -195,6 +195,8 @@ def test_a_frozen_matrix_gets_no_gradient_and_is_not_expanded():
         ({"lora_dropout": 1.0}, "lora_dropout is out of range: got 1.0"),
         ({"rank_wq": -2}, "rank_wq is out of range: got -2"),
         ({"lora_layers": "1-"}, "ranges such as 0-3,7"),
+        ({"use_dora": True, "rank_tok_embd": 2}, "with a pair beside the embedding"),
+        ({"use_dora": True, "target_modules": ("embed_tokens",)}, "with a pair beside the embed"),
         ({"target_modules": ("attn_(",)}, "a name or a pattern"),
     ],
 )
@@ -217,6 +219,7 @@ def test_names_patterns_and_layers_choose_what_is_adapted():
         return {name: settings.rank_of(name) for name in names if settings.rank_of(name)}
 
     assert [*chosen()] == [name for name in names if "norm" not in name]
+    assert [*chosen(use_dora=True)] == [*chosen(rank_tok_embd=0)]
     assert chosen(rank_att_norm=2)["blk.0.attn_norm.weight"] == 2
     assert "output.weight" not in chosen(rank_out=0)
     assert chosen(target_modules=("attn_q",), lora_r=7) == {

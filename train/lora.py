@@ -92,7 +92,7 @@ class TrainedAdapter(Beside):
         outputs, inputs = w.shape if w.ndim == 2 else (1, *w.shape)
         a = self.context.param((rank, inputs), name=f"{name}.lora_a")
         b = self.context.param((outputs, rank), name=f"{name}.lora_b")
-        has_length = self.settings.use_dora and w.ndim == 2 and name != "token_embd.weight"
+        has_length = self.settings.use_dora and w.ndim == 2
         magnitude = squares = None
         if has_length:
             magnitude = self.context.param((outputs,), name=f"{name}.magnitude")

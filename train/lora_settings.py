@@ -26,6 +26,7 @@ _GROUPS = {
     "ffn_down": ("down_proj", "rank_w2"),
     "ffn_up": ("up_proj", "rank_w3"),
 }
+_EMBEDDING = "token_embd.weight"
 _WEIGHT = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.weight")
 
 
@@ -49,7 +50,7 @@ class LoraSettings:
     lora_r: int = 4
     # What B · A adds is multiplied by alpha / rank; 0: as lora-r.
     lora_alpha: float = 0.0
-    # Rank of the embedding; -1: lora-r, 0: not adapted.
+    # Rank of the embedding; -1: lora-r (with use-dora none), 0: not adapted.
     rank_tok_embd: int = -1
     # Rank of the norm before the output.
     rank_out_norm: int = 0
@@ -100,6 +101,12 @@ class LoraSettings:
                     f"lora: target_modules: got {pattern!r}, want a name or a pattern: {e}."
                 ) from None
         layers(self.lora_layers)
+        if self.use_dora and self.rank_of(_EMBEDDING):
+            raise SettingError(
+                "lora: use_dora: got it with a pair beside the embedding, want none: PEFT's DoRA "
+                "scales the columns of an embedding, which cannot be trained here. Leave "
+                "embed_tokens out of target_modules, and rank_tok_embd at 0."
+            )
 
     @property
     def alpha(self) -> float:
@@ -122,6 +129,8 @@ class LoraSettings:
             is_asked = any(_matches(t, weight, found[2], other) for t in self.target_modules)
             return self.lora_r if is_asked else 0
         rank: int = getattr(self, flag)
+        if rank < 0 and self.use_dora and weight == _EMBEDDING:
+            return 0
         return self.lora_r if rank < 0 else rank
 
 
