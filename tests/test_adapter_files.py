@@ -240,6 +240,11 @@ def test_the_command_merges_and_reports(tmp_path, capsys):
     assert all(r["after"] == ("F16" if len(r["shape"]) == 2 else "F32") for r in rows)
     assert main(["export-lora", "-m", str(base), "-o", str(out)]) == 2
     assert "want at least one" in capsys.readouterr().err
+    before = (tmp_path / "a.gguf").read_bytes()
+    again = ["-m", str(base), "-o", str(tmp_path / "a.gguf"), "-l", str(tmp_path / "a.gguf")]
+    assert main(["export-lora", *again]) == 2
+    assert "The adapter would be lost" in capsys.readouterr().err
+    assert (tmp_path / "a.gguf").read_bytes() == before
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="ggml's own files are not there")

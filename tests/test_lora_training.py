@@ -211,6 +211,21 @@ def test_nothing_to_adapt_is_an_error():
         TrainedAdapter(frozen_model("f32").weights, LoraSettings(target_modules=("c_attn",)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target_modules": ("q_proj", "qproj")}, "got 'qproj', want names such as"),
+        ({"target_modules": (r"blk\.7\..*",)}, "nothing to adapt: got"),
+        ({"lora_layers": "0-5"}, "got '0-5' with 2 in it, want blocks from 0 to 1"),
+    ],
+)
+def test_what_is_asked_for_has_to_be_there(changes, words):
+    weights = frozen_model("f32").weights
+    with pytest.raises(SettingError) as error:
+        TrainedAdapter(weights, LoraSettings(**changes))
+    assert words in str(error.value)
+
+
 def test_names_patterns_and_layers_choose_what_is_adapted():
     names = [*frozen_model("f32").weights]
 

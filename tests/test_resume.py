@@ -57,7 +57,7 @@ def test_what_killed_runs_left_half_written_is_removed_and_nothing_else(tmp_path
         path.write_text("half")
     left.append(temporary_path(tmp_path / "m.gguf"))
     left[-1].mkdir()
-    prepare(TEXT, settings(tmp_path, **changes)).files.make_folders()
+    prepare(TEXT, settings(tmp_path, **changes)).files.places.make_folders()
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
 
@@ -84,7 +84,7 @@ def test_a_run_stopped_anywhere_gives_the_same_bits(tmp_path, name):
         folder = tmp_path / str(stop)
         files = {"checkpoint_out": folder / "c.gguf"}
         first = prepare(TEXT, settings(folder, **changes, **files, adam_iter=steps))
-        first.files.make_folders()
+        first.files.places.make_folders()
         first.loop.run(stop=lambda loop=first.loop, stop=stop: loop.history.step == stop)
         files["checkpoint_in"] = folder / "c.gguf"
         second = prepare(TEXT, settings(folder, **changes, **files, adam_iter=steps))
@@ -105,6 +105,14 @@ def test_a_run_goes_on_in_the_data_where_it_was_with_batches_of_another_size(tmp
     assert second.loop.batches.at(7).tokens.tolist() == rows[26:29]
     assert second.loop.batches.epochs(5) == pytest.approx(first.loop.batches.epochs(5))
     assert second.train().history.rows == 29
+
+
+def test_a_run_with_nothing_left_to_train_says_so(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXT)
+    state = f"{tmp_path}/c-LATEST.gguf"
+    for more in (f"--checkpoint-out={state}", f"--checkpoint-in={state}"):
+        assert train_on(tmp_path, tmp_path / "text.txt", "--adam-iter=2", more) == 0
+    assert "2 steps are made, and 2 are wanted: nothing is left" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from yupana.train.stop import StopState
 
 # training.type, as ggml calls it: of a model trained from scratch, and of an adapter
 MODEL, ADAPTER = "train_model", "finetune_lora"
+_PROGRAMS = {MODEL: "pretrain", ADAPTER: "finetune"}
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,11 @@ class Checkpoint:
         m = self.file.metadata
         got = expect(m, "training.type", str, "none")
         if got != kind:
+            hint = "A model file has no optimiser state to go on from."
+            if got in _PROGRAMS:
+                hint = f"Go on from it with `yupana {_PROGRAMS[got]}`."
             raise FileFormatError(
-                f"{path}: no such checkpoint: got training.type {got!r}, want {kind!r}. A model "
-                "file has no optimiser state to go on from."
+                f"{path}: no such checkpoint: got training.type {got!r}, want {kind!r}. {hint}"
             )
         self.is_from_ggml = is_from_ggml(m)
         self.notes: list[str] = []

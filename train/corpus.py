@@ -107,7 +107,8 @@ def make_corpus(
         has_bos: the first token of a sample is learned too, since BOS comes before it.
         is_stream: see `Corpus`.
     Raises:
-        DataError: there is no sample with something to learn. OSError: no room for the file.
+        DataError: there is no sample with something to learn. OSError: no room for the file; names
+            the folder.
 
     >>> corpus = make_corpus([([5, 6, 7], True), ([~8, 9], True)], n_ctx=2, has_bos=False)
     >>> corpus.ids.tolist(), corpus.limits.tolist(), corpus.counts.n_long
@@ -180,7 +181,11 @@ class _Writer:
             (np.concatenate([np.zeros(0, np.int32), *self._ids]), self._ids_file, "<i4"),
             (np.array(self._limits, np.int64), self._limits_file, "<i8"),
         ):
-            file.write(values.tobytes())
-            file.flush()
+            try:
+                file.write(values.tobytes())
+                file.flush()
+            except OSError as error:  # a full disk: the file has no name to tell
+                said = f"{error.strerror}. Token ids go there: set TMPDIR to a folder with room."
+                raise OSError(error.errno, said, tempfile.gettempdir()) from None
             self.hash.update(np.ascontiguousarray(values, dtype).tobytes())
         self._ids, self._limits, self._waiting = [], [], 0

@@ -32,6 +32,7 @@ from yupana.train.ggml_checkpoint import lora_ranks
 from yupana.train.loop import History, Outcome
 from yupana.train.lora import TrainedAdapter
 from yupana.train.lora_settings import LoraSettings
+from yupana.train.places import Places, check_apart, naming
 from yupana.train.progress import Display
 from yupana.train.record import make_record, relative
 from yupana.train.run import Run, fit_step, load_data, make_run, order_seed
@@ -68,7 +69,7 @@ class Finetuning(Run):
 
     def record(self) -> dict[str, Any]:
         """What the log says of the run."""
-        path = relative(self.settings.model_base, self.files.log_path.parent)
+        path = relative(self.settings.model_base, self.files.places.log_path.parent)
         base = {"path": path, "hash": self.base_hash}
         config, n_parameters = self.model.config, self.model.n_parameters
         return make_record(self, "finetune", config, n_parameters, base=base)
@@ -78,7 +79,8 @@ class Finetuning(Run):
         outcome = super().train()
         out = self.settings.model_out
         if out is not None:
-            self.merge(out)
+            with naming(out):
+                self.merge(out)
             self.files.written["model"] = out
         return outcome
 
@@ -108,6 +110,8 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
         finetune(settings).train()
     """
     settings.check()
+    places = Places(settings, settings.lora_out, "adapter", settings.model_out)
+    places.check(model_base=settings.model_base, train_data=settings.source)
     o = _open(settings)
     settings, start, model, adapter, whole = o.settings, o.start, o.model, o.adapter, o.whole
     data = load_data(settings.source, o.tokenizer, settings, settings.ctx, o.seed, o.template)
@@ -119,7 +123,7 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
         progress = Progress(history.step, history.best, data.hash, seed, history.stop, history.rows)
         save_checkpoint(path, ADAPTER, entries, params, step, progress)
 
-    files = RunFiles(settings, settings.lora_out, "adapter", save, save_state)
+    files = RunFiles(places, save, save_state)
     threads, plain = settings.n_threads, adapter.without_dropout
     writing = make_writing(settings, model, o.tokenizer, data, settings.seed, threads, plain)
     factors = adapter.factors
@@ -145,10 +149,12 @@ def write_adapter(settings: FinetuneSettings) -> Path:
         raise SettingError(
             "finetune: only_write_lora: got no checkpoint_in, want the checkpoint to write."
         )
+    out = settings.lora_out
+    read = {"model_base": settings.model_base, "checkpoint_in": settings.checkpoint_in}
+    check_apart(out, "lora_out", read)
     o = _open(settings)
     assert o.start is not None
     o.start.restore(o.params, None, o.adapter.factors)
-    out = settings.lora_out
     out.parent.mkdir(parents=True, exist_ok=True)
     step = o.start.progress.step
     path = out.with_name(out.name.replace(settings.pattern_fn_it, str(step)))

@@ -135,7 +135,10 @@ def read_values(
     for name, value in found.items():
         want = shapes[name][::-1] if name.endswith(".lora_a") else shapes[name]
         if value.shape != want:
-            raise FileFormatError(f"{file.path}: {name}: got {value.shape}, want {want}.")
+            raise FileFormatError(
+                f"{file.path}: {name}: got {value.shape}, want {want}. It was made with a model of "
+                "other sizes, or other ranks: go on with the same ones."
+            )
     more = [n for n in file.tensors if n not in found and not n.startswith("optimizer.")]
     if more:
         raise FileFormatError(

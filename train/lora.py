@@ -52,7 +52,7 @@ class TrainedAdapter(Beside):
         seed: of the matrices A, uniform in ±1/sqrt(inputs) as in PEFT, and of dropout.
         no_alloc: count only; nothing has values.
     Raises:
-        SettingError: nothing would be adapted, or only blocks that the model does not have.
+        SettingError: nothing would be adapted, or what is asked for is not in the model.
 
     >>> ctx = Context()
     >>> w = ctx.leaf((6, 4), name="blk.0.attn_q.weight")
@@ -68,6 +68,7 @@ class TrainedAdapter(Beside):
         seed: int = 0,
         no_alloc: bool = False,
     ) -> None:
+        settings.check_weights(weights)
         self.settings = settings
         self.context = Context(no_alloc=no_alloc)
         # What dropout draws with: seed of the run and number of the step.

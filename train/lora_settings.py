@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated
 
@@ -132,6 +133,28 @@ class LoraSettings:
         if rank < 0 and self.use_dora and weight == _EMBEDDING:
             return 0
         return self.lora_r if rank < 0 else rank
+
+    def check_weights(self, weights: Iterable[str]) -> None:
+        """Check that all that is asked for is in a model.
+
+        Raises:
+            SettingError: names of modules that match no weight, or blocks that are not there.
+        """
+        found = [match for match in map(_WEIGHT.fullmatch, weights) if match]
+        for target in self.target_modules:
+            names = ((m[0], m[2], _GROUPS[m[2]][0]) for m in found if m[2] in _GROUPS)
+            if not any(_matches(target, *name) for name in names):
+                raise SettingError(
+                    f"lora: target_modules: nothing to adapt: got {target!r}, want names such as "
+                    r"q_proj or attn_q, all-linear, or patterns such as 'blk\.\d+\.ffn_.*'. "
+                    "`yupana inspect` lists the weights of a model."
+                )
+        n_blocks = 1 + max((int(m[1]) for m in found if m[1]), default=-1)
+        if missing := [n for n in sorted(layers(self.lora_layers)) if n >= n_blocks]:
+            raise SettingError(
+                f"lora: lora_layers: got {self.lora_layers!r} with {missing[0]} in it, want blocks "
+                f"from 0 to {n_blocks - 1}."
+            )
 
 
 def layers(text: str) -> frozenset[int]:

@@ -15,6 +15,7 @@ from yupana.models.vocabulary_gguf import Words, read_words, vocabulary_metadata
 from yupana.train.checkpoint import MODEL, Checkpoint, Progress, save_checkpoint
 from yupana.train.files import RunFiles
 from yupana.train.loop import History
+from yupana.train.places import Places, check_apart
 from yupana.train.progress import Display
 from yupana.train.record import make_record
 from yupana.train.run import Run, fit_step, load_data, make_run, order_seed
@@ -81,6 +82,10 @@ def prepare(
             fit.
     """
     settings.check()
+    places = Places(settings, settings.model_out, "model")
+    places.check(
+        train_data=None if isinstance(source, str) else source, vocab_model=settings.vocab_model
+    )
     start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, MODEL)
     if start is None:
         vocabulary, words = _vocabulary(source, settings)
@@ -99,7 +104,7 @@ def prepare(
         progress = Progress(history.step, history.best, data.hash, seed, history.stop, history.rows)
         save_checkpoint(path, MODEL, llama_metadata(config) | words, model.weights, step, progress)
 
-    files = RunFiles(settings, settings.model_out, "model", save, save_state)
+    files = RunFiles(places, save, save_state)
     if start is None:
         model.init(settings.seed)
     writing = make_writing(settings, model, vocabulary, data, settings.seed, settings.n_threads)
@@ -119,6 +124,7 @@ def write_model(settings: RunSettings) -> Path:
         raise SettingError(
             "pretrain: only_write_model: got no checkpoint_in, want the checkpoint to write."
         )
+    check_apart(settings.model_out, "model_out", {"checkpoint_in": settings.checkpoint_in})
     start = Checkpoint(settings.checkpoint_in, MODEL)
     config, _, words = start.read_model()
     model = Llama(config)

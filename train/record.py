@@ -30,7 +30,7 @@ def make_record(
         n_parameters: of the model, trained or not.
         more: entries that only this program has.
     """
-    folder = run.files.log_path.parent
+    folder = run.files.places.log_path.parent
     data = run.data
     return {
         "program": program,
@@ -50,7 +50,7 @@ def make_record(
         },
         "steps": run.loop.settings.steps,
         "bill": asdict(run.bill),
-        "files": {what: relative(path, folder) for what, path in run.files.places.items()},
+        "files": {what: relative(path, folder) for what, path in run.files.places.newest.items()},
         **more,
     }
 

@@ -54,7 +54,7 @@ class Run:
         Raises:
             NonFiniteError, OSError: see `Loop.run`; what was learned before has been written.
         """
-        self.files.make_folders()
+        self.files.places.make_folders()
         try:
             outcome = self.loop.run(record=self.record())
         except BaseException:
@@ -193,13 +193,14 @@ def make_run(
     schedule, rules = settings.schedule(), settings.stop_rules()
     n_rows = settings.batch * settings.grad_acc
     batches, history = Batches(data.training, n_rows, seed), History()
+    log_path = files.places.log_path
     if start is not None:
         start.check_data(data.hash)
         start.restore(params, step, factors)
         for note in start.notes:
             (display or Silent()).tell(note)
         progress = start.progress
-        history = read_history(files.log_path, progress.step, progress.best, progress.stop)
+        history = read_history(log_path, progress.step, progress.best, progress.stop)
         history.rows = progress.rows
         batches = replace(batches, offset=progress.rows - progress.step * n_rows)
     evaluation = None
@@ -220,10 +221,15 @@ def make_run(
         evaluation=evaluation,
         writing=writing,
         keeper=files,
-        log=Log(files.log_path, append=start is not None, events=events),
+        log=Log(log_path, append=start is not None, events=events),
         display=display,
         history=history,
     )
+    if history.step >= steps:
+        (display or Silent()).tell(
+            f"{settings.checkpoint_in}: {history.step} steps are made, and {steps} are wanted: "
+            "nothing is left to train. --adam-iter and --epochs count from the first step."
+        )
     program = step.compile(settings.n_threads)
     adapter = params.values() if factors is not None else ()
     bill = make_bill(step, max(1, steps - history.step), program.threads, adapter)

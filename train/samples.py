@@ -264,7 +264,7 @@ def _chat(
     if template is None:
         raise DataError(
             "messages: got a conversation, want a chat template for it. Use a model that has one, "
-            "or lines with text, or with prompt and completion."
+            "pass --chat-template, or write lines with text, or with prompt and completion."
         )
     if not isinstance(messages, list) or not all(_is_message(m) for m in messages):
         raise DataError(

@@ -62,7 +62,7 @@ def run(settings: Settings) -> int:
     model = load(settings.out / "model.gguf", threads=settings.threads or None)
     write(model, settings.prompt, settings)
     written = pretraining.files.written
-    written["report"] = make_report(pretraining.files.log_path, settings.out / "report.html")
+    written["report"] = make_report(pretraining.files.places.log_path, settings.out / "report.html")
     conclude(pretraining, outcome)
     return adapt(model, lora, settings, display) if lora else 0
 
@@ -144,7 +144,9 @@ def adapt(
         write(model, settings.lora_prompt, settings)
         after = validation(finetuning)
         print(f"validation loss on program text: {before:.3f} before, {after:.3f} with the adapter")
-        written["report"] = make_report(finetuning.files.log_path, settings.out / "adapter.html")
+        written["report"] = make_report(
+            finetuning.files.places.log_path, settings.out / "adapter.html"
+        )
     written["text learned"] = lora.source
     conclude(finetuning, outcome)
     return 130 if outcome.interrupted else 0

@@ -45,6 +45,12 @@ def run(settings: Settings) -> int:
             "export-lora: got no adapter, want at least one. Pass --lora FILE, or --lora-scaled "
             "FILE SCALE."
         )
+    for path, _ in asked:
+        if path.resolve() == s.model_out.resolve():
+            raise SettingError(
+                f"export-lora: got {path} as adapter and as file to write, want two. The adapter "
+                "would be lost."
+            )
     sizes = None
     if any(path.is_dir() for path, _ in asked):
         with GgufFile(s.model_base) as file:

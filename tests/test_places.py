@@ -1,0 +1,169 @@
+"""Where a run writes: never over what it reads, never twice to one name, never where it cannot."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from yupana.cli import main
+from yupana.graphlib.errors import SettingError
+from yupana.models.formats import temporary_of
+from yupana.train.places import Places
+from yupana.train.settings import RunSettings
+
+TEXT = "the llama eats grass, the condor flies; " * 60
+TINY = {
+    "ctx": 8, "batch": 2, "embd": 16, "ff": 24, "head": 2, "layer": 1, "threads": 1,
+    "vocab": "bytes", "adam_iter": 2, "warmup": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A text and a model."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "text.txt").write_text(TEXT)
+    (folder / "lines.jsonl").write_text('{"text": "the llama eats grass"}\n' * 9)
+    assert pretrain(folder, "--model-out", "base.gguf", "--checkpoint-out", "state.gguf") == 0
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def pretrain(folder, *arguments):
+    sizes = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    return run(folder, "pretrain", "--train-data=text.txt", *sizes, *arguments)
+
+
+def finetune(folder, *arguments):
+    usual = [
+        "--model-base=base.gguf",
+        "--train-data=text.txt",
+        "--ctx=8",
+        "--batch=2",
+        "--adam-iter=2",
+    ]
+    return run(folder, "finetune", *usual, "--threads=1", *arguments)
+
+
+def run(folder, *arguments):
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return main(arguments)
+    finally:
+        os.chdir(before)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        # The log of lines.gguf is lines.jsonl.
+        ("--train-data lines.jsonl --lora-out lines.gguf", "log_out: got lines.jsonl, which is tr"),
+        ("--lora-out base.gguf", "lora_out: got base.gguf, which is model_base"),
+        ("--lora-out ./x/../base.gguf", "which is model_base"),
+        ("--lora-out a.gguf --model-out base.gguf", "model_out: got base.gguf, which is model_b"),
+        ("--lora-out a.gguf --model-out a.gguf", "model_out: got a.gguf, which is lora_out"),
+        ("--lora-out a.gguf --checkpoint-out a.gguf", "checkpoint_out: got a.gguf, which is lora"),
+        ("--lora-out a.gguf --checkpoint-out a-best.gguf", "which is the best of lora_out"),
+        ("--lora-out a.gguf --log-out text.txt", "log_out: got text.txt, which is train_data"),
+        ("--lora-out a-ITERATION.gguf --checkpoint-out a-5.gguf", "which is lora_out"),
+        ("--lora-out a-5.gguf --checkpoint-out a-ITERATION.gguf", "which is lora_out"),
+        ("--lora-out state.gguf --checkpoint-in state.gguf", "which is checkpoint_in"),
+        ("--lora-out base.gguf --checkpoint-in state.gguf --only-write-lora", "model_base"),
+    ],
+)
+def test_an_adapter_takes_no_others_place(folder, capsys, arguments, words):
+    (folder / "x").mkdir()
+    before = contents(folder)
+    assert finetune(folder, *arguments.split()) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert "another name" in message
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--model-out text.txt", "model_out: got text.txt, which is train_data"),
+        ("--model-out m.gguf --curve-out m.gguf", "curve_out: got m.gguf, which is model_out"),
+        ("--model-out base.gguf --vocab-model base.gguf", "which is vocab_model"),
+        ("--model-out state.gguf --checkpoint-in state.gguf --only-write-model", "checkpoint_in"),
+    ],
+)
+def test_a_model_takes_no_others_place(folder, capsys, arguments, words):
+    before = contents(folder)
+    assert pretrain(folder, *arguments.split()) == 2
+    assert words in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+def test_a_link_to_an_input_is_that_input(folder, capsys):
+    (folder / "other.txt").symlink_to(folder / "text.txt")
+    before = contents(folder)
+    assert finetune(folder, "--lora-out=a.gguf", "--log-out=other.txt") == 2
+    assert "which is train_data" in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+def test_names_that_only_look_alike_are_apart(tmp_path):
+    settings = RunSettings(model_out=tmp_path / "c-ITERATION.gguf")
+    state = tmp_path / "c-x5.gguf"
+    places = Places(settings, settings.model_out, "model")
+    places.check(train_data=state, vocab_model=tmp_path / "sub" / "c-5.gguf")
+    with pytest.raises(SettingError, match="which is train_data"):
+        places.check(train_data=tmp_path / "c-5.gguf")
+
+
+def test_a_run_goes_on_in_its_own_checkpoint(folder):
+    more = "--model-out m.gguf --checkpoint-in state.gguf --checkpoint-out state.gguf"
+    assert pretrain(folder, *more.split(), "--adam-iter=3") == 0
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """A folder that takes no files, from root neither."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, check=False, capture_output=True).returncode
+    ):
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["lora_out", "checkpoint_out", "log_out", "curve_out", "model_out"]
+)
+def test_a_folder_that_takes_no_files_is_told_before_training(folder, closed, capsys, name):
+    file = closed / "x.gguf"
+    out = [] if name == "lora_out" else ["--lora-out=a.gguf"]
+    assert finetune(folder, *out, f"--{name.replace('_', '-')}={file}") == 1
+    out, err = capsys.readouterr()
+    place = file.with_name("x-best.gguf") if name == "lora_out" else file
+    assert f"yupana: {file}: Read-only file system" in err or f"yupana: {place}:" in err
+    assert "step 1" not in out
+    assert not (folder / "a.gguf").exists()
+    assert not any(map(temporary_of, folder.iterdir()))
+
+
+def test_no_room_for_token_ids_names_the_folder_and_the_remedy(folder, capsys, monkeypatch):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: Path("/dev/full").open("w+b"))
+    assert finetune(folder, "--lora-out=a.gguf") == 1
+    assert "No space left on device. Token ids go there: set TMPDIR" in capsys.readouterr().err
