@@ -19,6 +19,7 @@ from yupana.graphlib.ops import get_rows, mul_mat, transpose
 from yupana.graphlib.tensor import Tensor
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 EMBEDDING = "token_embd.weight"  # whose rows are picked: files hold its pair the other way round
 
 _ROWS = 256  # of a weight that are expanded at a time
@@ -42,7 +43,7 @@ class Adapter:
     >>> adapter.rank_of("w"), adapter.scale_of("w", 0.5)
     (2, 2.0)
     >>> adapter.merged("w", np.zeros((4, 3), "f4"), 0.5)[0]
-    array([4., 4., 4.], dtype=float32)
+    array([4., 4., 4.])
     """
 
     name: str
@@ -74,8 +75,10 @@ class Adapter:
         """What B · A of a weight is multiplied with when the adapter is used with `scale`."""
         return scale * self.alpha / self.rank_of(weight) if self.alpha else scale
 
-    def merged(self, weight: str, w: Floats, scale: float = 1.0, first: int = 0) -> Floats:
-        """A weight's rows with the adapter's part in them.
+    def merged(
+        self, weight: str, w: Floats | Doubles, scale: float = 1.0, first: int = 0
+    ) -> Doubles:
+        """A weight's rows with the adapter's part in them, in float64.
 
         Args:
             w: (rows, inputs), rows `first` and on of the weight.
@@ -86,12 +89,10 @@ class Adapter:
             sums *= (lengths / np.linalg.norm(sums, axis=1))[:, None]
         return sums
 
-    def sums(self, weight: str, w: Floats, scale: float = 1.0, first: int = 0) -> Floats:
+    def sums(self, weight: str, w: Floats | Doubles, scale: float = 1.0, first: int = 0) -> Doubles:
         """W + scale · alpha / R · B A, before lengths are put right; arguments as for `merged`."""
-        a, b = self.pairs[weight]
-        added: Floats = w + np.float32(self.scale_of(weight, scale)) * (
-            b[first : first + len(w)] @ a
-        )
+        a, b = (half.astype(np.float64) for half in self.pairs[weight])
+        added: Doubles = w + self.scale_of(weight, scale) * (b[first : first + len(w)] @ a)
         return added
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -194,7 +195,7 @@ class AttachedAdapter(Beside):
         parts = rows_of(self._weights[name])
         sums = (self._adapter.sums(name, rows, self._scale, first) for first, rows in parts)
         lengths = np.concatenate([np.linalg.norm(part, axis=1) for part in sums])
-        return np.asarray(self._adapter.magnitudes[name] / lengths)
+        return np.asarray(self._adapter.magnitudes[name] / lengths, np.float32)
 
     def pair_of(self, name: str) -> tuple[Tensor, Tensor, Tensor | float] | None:
         """See `Beside`."""

@@ -16,6 +16,7 @@ from yupana.models.lora import Adapter
 from yupana.models.quantize import TensorReport, quantize_model
 
 Rows = NDArray[np.float32]
+Sums = NDArray[np.float32] | NDArray[np.float64]
 
 
 def merge_adapters(
@@ -28,7 +29,7 @@ def merge_adapters(
 ) -> list[TensorReport]:
     """Write W + scale · alpha / R · B A for each weight of a model, whole or not at all.
 
-    The sum is formed in float32, some rows at a time, and rounded once, to the type written.
+    The sum is formed in float64, some rows at a time, and rounded to the type written.
 
     Args:
         source: GGUF file of the model, of any type.
@@ -39,7 +40,7 @@ def merge_adapters(
         progress: called when a tensor is written.
 
     Returns:
-        A report per tensor: what rounding cost.
+        A report per tensor: the written values against the exact sum.
 
     Raises:
         SettingError: an adapter that does not fit the model, or target and source are one file.
@@ -74,10 +75,11 @@ def _merged(
     whole: Mapping[str, Rows],
     rows: Rows,
     first: int,
-) -> Rows:
+) -> Sums:
+    sums: Sums = rows
     if weight in whole:
-        rows = whole[weight].reshape(-1, rows.shape[1])[first : first + len(rows)]
+        sums = whole[weight].reshape(-1, rows.shape[1])[first : first + len(rows)]
     for adapter, scale in adapters:
         if weight in adapter.pairs:
-            rows = adapter.merged(weight, rows, scale, first)
-    return rows
+            sums = adapter.merged(weight, sums, scale, first)
+    return sums

@@ -22,10 +22,15 @@ from yupana.models.formats.stored import Array, StoredTensor, tensor_bytes
 from yupana.models.quantize_types import Mixture, file_type_named
 from yupana.models.tensor_values import dtype_named, encode_rows, parts_of
 
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
 
 @dataclass
 class TensorReport:
     """What became of one tensor; the errors are known once it is written.
+
+    Errors are those of the values in the file against those meant: the model's, or of a merge the
+    exact sum W + s · B A.
 
     Attributes:
         before, after: types.
@@ -48,7 +53,7 @@ class TensorReport:
     is_rewritten: bool = False
     _sums: list[float] = field(default_factory=lambda: [0.0, 0.0], repr=False)
 
-    def add(self, values: NDArray[np.float32], written: NDArray[np.float32]) -> None:
+    def add(self, values: Floats, written: NDArray[np.float32]) -> None:
         """Count some more rows."""
         self.is_rewritten = True
         wide = values.astype(np.float64)
@@ -60,8 +65,9 @@ class TensorReport:
         self.relative = math.sqrt(self._sums[0] / self._sums[1]) if self._sums[1] else 0.0
 
 
-# Rows of a tensor and the number of the first of them, to what is written instead.
-Change = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+# Rows of a tensor and the number of the first of them, to what is written instead: in float64 if
+# errors are to be counted from more than float32 holds.
+Change = Callable[[NDArray[np.float32], int], Floats]
 
 
 def quantize_model(
@@ -159,11 +165,12 @@ def _encoded(
     dtype = dtype_named(report.after)
     assert dtype is not None
     first = 0
-    for _, values in parts_of(stored):
+    for _, rows in parts_of(stored):
+        values: Floats = rows
         if change is not None:
-            values = change(values, first)
+            values = change(rows, first)
             first += len(values)
-        written = encode_rows(values, report.after)
+        written = encode_rows(values.astype(np.float32, copy=False), report.after)
         read = from_storage(written, dtype).astype(np.float32, copy=False)
         if not np.isfinite(read).all():
             at = int(np.flatnonzero(~np.isfinite(read.ravel()))[0])

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,7 @@ def test_a_folder_that_takes_no_files_is_told_before_training(folder, closed, ca
 def test_no_room_for_token_ids_names_the_folder_and_the_remedy(folder, capsys, monkeypatch):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda: Path("/dev/full").open("w+b"))
+    full = Path("/dev/full")
+    monkeypatch.setattr("tempfile.TemporaryFile", partial(full.open, "w+b"))
     assert finetune(folder, "--lora-out=a.gguf") == 1
     assert "No space left on device. Token ids go there: set TMPDIR" in capsys.readouterr().err

@@ -68,7 +68,8 @@ def _table(reports: Sequence[TensorReport]) -> Table:
     for head in ("bytes", "rmse", "largest error", "rmse / rms"):
         table.add_column(head, justify="right")
     for r in reports:
-        errors = (f"{r.rmse:.3e}", f"{r.max_error:.3e}", f"{r.relative:.4f}")
+        share = f"{r.relative:.4f}" if r.relative >= 1e-4 else f"{r.relative:.1e}"
+        errors = (f"{r.rmse:.3e}", f"{r.max_error:.3e}", share)
         table.add_row(
             r.name,
             " x ".join(map(str, r.shape)),
