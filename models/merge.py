@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ def merge_adapters(
     target: str | PathLike[str],
     type_name: str | None = None,
     whole: Mapping[str, Rows] | None = None,
+    entries: Mapping[str, Any] | None = None,
     progress: Callable[[TensorReport], None] | None = None,
 ) -> list[TensorReport]:
     """Write W + scale · alpha / R · B A for each weight of a model, whole or not at all.
@@ -37,6 +39,7 @@ def merge_adapters(
         target: GGUF file to write or replace; not `source`.
         type_name: as `quantize_model` has them; None: each tensor keeps its type.
         whole: weights by name that take the place of the model's, before adapters are added.
+        entries: see `quantize_model`.
         progress: called when a tensor is written.
 
     Returns:
@@ -65,7 +68,13 @@ def merge_adapters(
         for weight in adapter.pairs:
             changes[weight] = partial(_merged, weight, adapters, whole)
     return quantize_model(
-        source, target, type_name, allow_requantize=True, changes=changes, progress=progress
+        source,
+        target,
+        type_name,
+        allow_requantize=True,
+        changes=changes,
+        entries=entries,
+        progress=progress,
     )
 
 

@@ -78,6 +78,7 @@ def quantize_model(
     allow_requantize: bool = False,
     is_pure: bool = False,
     changes: Mapping[str, Change] | None = None,
+    entries: Mapping[str, Any] | None = None,
     progress: Callable[[TensorReport], None] | None = None,
 ) -> list[TensorReport]:
     """Write a model with its matrices in another type, or changed; whole or not at all.
@@ -94,6 +95,7 @@ def quantize_model(
         allow_requantize: take matrices that are quantised already, which adds errors to errors.
         is_pure: give all matrices the one type instead of llama.cpp's mixture.
         changes: name of a tensor to what happens to its rows before they are written.
+        entries: of metadata that take the place of the source's; None: it has no such entry.
         progress: called when a tensor is written.
 
     Returns:
@@ -118,6 +120,7 @@ def quantize_model(
             }
         for key in ("split.no", "split.count", "split.tensors.count"):
             metadata.pop(key, None)
+        metadata = {k: v for k, v in {**metadata, **(entries or {})}.items() if v is not None}
         reports, tensors = [], {}
         for info in file.tensors.values():
             after = (mixture and mixture.type_of(info.name, info.shape)) or info.type

@@ -110,8 +110,32 @@ def test_what_the_base_says_of_itself_can_be_overridden(base, tmp_path):
     assert other.model.config.rope_base == usual.model.config.rope_base
     state = tmp_path / "state.gguf"
     finetune(settings(base, tmp_path, checkpoint_out=state, adam_iter=1)).train()
-    with pytest.raises(SettingError, match="rope_freq_base: got 5"):
+    with pytest.raises(SettingError, match=r"rope_freq_base: got 5\.0, want what the model says"):
         finetune(settings(base, tmp_path, checkpoint_in=state, rope_freq_base=5.0))
+
+
+def test_what_was_overridden_stays_so_when_a_run_goes_on(base, tmp_path):
+    given = {"rope_freq_scale": 0.5, "rope_freq_base": 500.0, "norm_rms_eps": 1e-3}
+    losses = finetune(settings(base, tmp_path, **given)).train().history.losses
+    state, out = tmp_path / "state.gguf", tmp_path / "m.gguf"
+    finetune(settings(base, tmp_path, checkpoint_out=state, adam_iter=4, **given)).train()
+    rest = finetune(settings(base, tmp_path, checkpoint_in=state, model_out=out))
+    assert rest.settings.rope_freq_scale == 0.5
+    assert rest.train().history.losses == losses
+    for name, value in given.items():  # the same again is fine, another is not
+        finetune(settings(base, tmp_path, checkpoint_in=state, **{name: value}))
+        with pytest.raises(SettingError, match=f"{name}: got .*, want {value!r} as in the che"):
+            finetune(settings(base, tmp_path, checkpoint_in=state, **{name: 2 * value}))
+    merged = load_model(out, rounds=False)
+    assert merged.config.rope_scale == 0.5
+    assert merged.config.rope_base == 500.0
+    assert merged.config.rms_eps == pytest.approx(1e-3)
+    tokens = merged.context.tensor(np.arange(12)[None])
+    np.testing.assert_allclose(
+        merged.logits(tokens).numpy(), rest.model.logits(tokens).numpy(), atol=0.05
+    )
+    usual = load_model(base / "q8.gguf").config
+    assert merged.config.n_ctx == usual.n_ctx
 
 
 def run_sizes(base):

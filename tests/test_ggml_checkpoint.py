@@ -250,6 +250,25 @@ RANKS = {
 }
 
 
+def test_ranks_and_words_of_the_model_are_those_of_a_ggml_checkpoint(adapted, tmp_path):
+    folder, _ = adapted
+    factors = dict.fromkeys((n.partition(".lora")[0] for n in names_in("fused", 2)), 1.0)
+    words = {"llama.rope.scale_linear": 0.5, "llama.rope.freq_base": 500.0}  # no inverse: see go_on
+    as_ggml(folder / "c.gguf", tmp_path / "g.gguf", "fused", factors, **RANKS, **words)
+    start = {"checkpoint_in": tmp_path / "g.gguf"}
+    config = finetune(lora_settings(folder, tmp_path, **start)).model.config
+    assert (config.rope_scale, config.rope_base) == (0.5, 500.0)
+    finetune(lora_settings(folder, tmp_path, **start, rank_wq=4, rope_freq_scale=0.5, lora_r=4))
+    for given, said in (
+        ({"rank_wq": 8}, "rank_wq: got 8, want 4"),
+        ({"rank_att_norm": 2}, "rank_att_norm: got 2, want 1"),
+        ({"lora_r": 8}, "lora_r: got 8, want 4"),
+        ({"rope_freq_scale": 0.25}, "rope_freq_scale: got 0.25, want 0.5"),
+    ):
+        with pytest.raises(SettingError, match=said):
+            finetune(lora_settings(folder, tmp_path, **start, **given))
+
+
 def test_alpha_does_not_change_what_a_ggml_adapter_does(adapted, tmp_path):
     folder, _ = adapted
     factors = dict.fromkeys((n.partition(".lora")[0] for n in names_in("fused", 2)), 1.0)

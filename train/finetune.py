@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,25 +11,24 @@ from typing import Any
 import numpy as np
 
 from yupana.graphlib.context import Context
-from yupana.graphlib.errors import DataError, SettingError
+from yupana.graphlib.errors import SettingError
 from yupana.graphlib.tensor import Tensor
 from yupana.models.adapter_peft import save_peft
 from yupana.models.adapter_save import save_adapter, save_ggla
 from yupana.models.chat_template import ChatTemplate, special_words
 from yupana.models.formats import GgufFile, expect
 from yupana.models.llama import Llama, LlamaConfig
-from yupana.models.llama_gguf import llama_metadata
+from yupana.models.llama_gguf import llama_metadata, read_config
 from yupana.models.loading import load_model
 from yupana.models.lora import Floats, rows_of
 from yupana.models.merge import merge_adapters
 from yupana.models.tokenizer import read_tokenizer
 from yupana.models.tokenizer_base import Tokenizer
+from yupana.train.adapted import BASE_HASH, OF_MODEL, adapter_entries, check_start, go_on
 from yupana.train.checkpoint import ADAPTER, Checkpoint, Progress, save_checkpoint
 from yupana.train.files import RunFiles
-from yupana.train.ggml_checkpoint import lora_ranks
 from yupana.train.loop import History, Outcome
 from yupana.train.lora import TrainedAdapter
-from yupana.train.lora_settings import LoraSettings
 from yupana.train.places import Places, check_apart, naming
 from yupana.train.progress import Display
 from yupana.train.record import make_record, relative
@@ -40,14 +37,13 @@ from yupana.train.samples import Template
 from yupana.train.settings import FinetuneSettings
 from yupana.train.writing import make_writing
 
-_BLOCK = 1 << 22  # bytes of a file hashed at a time
-# Settings that take the place of what the base says of itself, and where.
-_OF_MODEL = {
-    "norm_rms_eps": "rms_eps",
-    "rope_freq_base": "rope_base",
-    "rope_freq_scale": "rope_scale",
+# Entries of a model file, by the setting they follow; the last one is an older name.
+_SCALING = ("llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear")
+_KEYS = {
+    "norm_rms_eps": ("llama.attention.layer_norm_rms_epsilon",),
+    "rope_freq_base": ("llama.rope.freq_base",),
+    "rope_freq_scale": _SCALING,
 }
-_SETTINGS, _BASE = "training.lora.settings", "training.base_hash"
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,21 @@ class Finetuning(Run):
         """Write the model with what was learned in it; each tensor keeps its type."""
         learned = [(self.adapter.adapter("trained"), 1.0)]
         whole = {name: w.numpy().astype(np.float32, copy=False) for name, w in self.whole.items()}
-        merge_adapters(self.settings.model_base, learned, path, whole=whole)
+        entries = self._changed_entries()
+        merge_adapters(self.settings.model_base, learned, path, whole=whole, entries=entries)
+
+    @property
+    def overridden(self) -> dict[str, float]:
+        """Settings that changed what the base says of itself, and their values."""
+        with GgufFile(self.settings.model_base) as file:
+            own, now = read_config(file), self.model.config
+        pairs = {name: (getattr(own, f), getattr(now, f)) for name, f in OF_MODEL.items()}
+        return {name: value for name, (before, value) in pairs.items() if value != before}
+
+    def _changed_entries(self) -> dict[str, Any]:
+        """What a file with the adapter worked in says of the model in place of the base's words."""
+        said = llama_metadata(self.model.config)
+        return {key: said.get(key) for name in self.overridden for key in _KEYS[name]}
 
 
 def finetune(settings: FinetuneSettings, display: Display | None = None) -> Finetuning:
@@ -134,7 +144,7 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
         tokenizer=o.tokenizer,
         adapter=adapter,
         whole=whole,
-        base_hash=entries[_BASE],
+        base_hash=entries[BASE_HASH],
     )
 
 
@@ -177,7 +187,7 @@ class _Opened:
 
     @cached_property
     def entries(self) -> dict[str, Any]:
-        return _entries(self.settings, self.model.config)
+        return adapter_entries(self.settings, self.model.config)
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -187,8 +197,8 @@ class _Opened:
 def _open(settings: FinetuneSettings) -> _Opened:
     """Open base and checkpoint, and make the adapter."""
     start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, ADAPTER)
-    if start is not None and start.is_from_ggml:
-        settings = replace(settings, **lora_ranks(start.file.metadata))
+    if start is not None:
+        settings = go_on(settings, start)
     _check_outputs(settings)
     with GgufFile(settings.model_base) as file:
         tokenizer = read_tokenizer(file.metadata)
@@ -198,7 +208,7 @@ def _open(settings: FinetuneSettings) -> _Opened:
     model, adapter, whole = adapt(base, settings, seed)
     opened = _Opened(settings, start, model, tokenizer, template, adapter, whole, seed)
     if start is not None and not start.is_from_ggml:  # which says nothing of its base
-        _check_start(start, opened.entries)
+        check_start(start, opened.entries)
     return opened
 
 
@@ -264,7 +274,7 @@ def _trainable(base: Llama, settings: FinetuneSettings) -> tuple[Llama, dict[str
         for name in found:
             values: Floats = np.concatenate([rows for _, rows in rows_of(base.weights[name])])
             whole[name] = context.param(base.weights[name].shape, name=name).set(values)
-    given = {field: getattr(settings, name) for name, field in _OF_MODEL.items()}
+    given = {field: getattr(settings, name) for name, field in OF_MODEL.items()}
     changes = {field: value for field, value in given.items() if value is not None}
     config = replace(base.config, n_ctx=settings.ctx, **changes)
     return Llama(config, base.context, weights | whole, rounds=False), whole
@@ -288,39 +298,3 @@ def _save_adapter(
         save_adapter(path, learned)
     else:
         save_peft(path, learned, sizes, str(base))
-
-
-def _entries(settings: FinetuneSettings, config: LlamaConfig) -> dict[str, Any]:
-    """What a checkpoint says of the adapter and its base, with finetune's keys where they fit."""
-    names = [*(f.name for f in fields(LoraSettings)), "train_whole", *_OF_MODEL]
-    return llama_metadata(config) | {
-        _SETTINGS: json.dumps({name: getattr(settings, name) for name in names}),
-        _BASE: hash_file(settings.model_base),
-    }
-
-
-def _check_start(start: Checkpoint, entries: dict[str, Any]) -> None:
-    """Raise unless a checkpoint is of the same base and of an adapter of the same form."""
-    metadata, path = start.file.metadata, start.file.path
-    if expect(metadata, _BASE, str) != entries[_BASE]:
-        raise DataError(
-            f"{path}: made with another base: got a model of hash {entries[_BASE]}, want "
-            f"{expect(metadata, _BASE, str)}. Go on with the same file, or start afresh."
-        )
-    before, now = json.loads(expect(metadata, _SETTINGS, str)), json.loads(entries[_SETTINGS])
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        name = changed[0]
-        raise SettingError(
-            f"{path}: {name}: got {now[name]!r}, want {before.get(name)!r} as in the checkpoint. "
-            "Go on with the same settings of the adapter, or start afresh."
-        )
-
-
-def hash_file(path: Path) -> str:
-    """Of a file's content."""
-    digest = hashlib.blake2b(digest_size=8)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -11,7 +11,8 @@ import numpy as np
 from yupana.graphlib.errors import DataError
 from yupana.models.formats import GgufFile
 from yupana.models.llama import Llama, LlamaConfig
-from yupana.train.finetune import adapt, hash_file, load_base
+from yupana.train.adapted import hash_file
+from yupana.train.finetune import adapt, load_base
 from yupana.train.record import read_settings
 from yupana.train.report.runlog import RunLog
 from yupana.train.run import fit_step

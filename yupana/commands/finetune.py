@@ -38,4 +38,10 @@ def introduce(finetuning: Finetuning, display: Display) -> None:
     display.tell(
         f"{trained:,} trained parameters beside {len(f.adapter.pairs)} weights, context {c.n_ctx}"
     )
+    if overridden := f.overridden:
+        said = ", ".join(f"{name} {value:g}" for name, value in overridden.items())
+        display.tell(
+            f"trained with {said} in place of what the base says: adapter files do not hold that; "
+            "use the adapter so, or write a model with --model-out, which does"
+        )
     tell_bill(f, display)
