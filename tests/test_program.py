@@ -201,14 +201,10 @@ def test_profile_times_every_task() -> None:
 
 
 STEP = """
-import sys
-import numpy as np
 import yupana as yp
 from yupana.graphlib.kernels.compiler import counts
-from yupana.models.llama import Llama, LlamaConfig
-model = Llama(LlamaConfig(n_vocab=33, n_ctx=16, n_embd=32, n_layer=1, n_head=2, n_mult=8)).init()
-ids = model.context.tensor(np.arange(16).reshape(1, 16) % 33)
-loss = model.loss(ids, ids)
+x = yp.Context().param((3, 8)).set([[0.5 * k + 1 for k in range(8)]] * 3)
+loss = ((x.exp() * x).sqrt() + yp.ops.soft_max(x).silu()).sum()
 graph = yp.Graph(loss)
 graph.backward(loss)
 graph.compile(threads=2).run()
@@ -230,7 +226,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
         )
         runs.append(done)
     compiled, loaded, loss = runs[0].stdout.split()
-    assert int(compiled) > 20
+    assert int(compiled) > 2, "and some were compiled by a second process meanwhile"
     assert "(first run only)" in runs[0].stderr
     files = {path.name for path in tmp_path.rglob("*.nb*")}
     again = runs[1].stdout.split()

@@ -202,7 +202,7 @@ def ready(kernels: Iterable[Kernel], progress: Progress | None = None) -> None:
     report = progress or _announce
     with companion(len(missing), lambda job: missing[job].address) as shares:
         for job, kernel in enumerate(missing):
-            report(shares.begun, len(missing), kernel.name)
+            report(shares.begun if job else 0, len(missing), kernel.name)  # 0 announces the rest
             if not shares.take_first(job):
                 break
             _ = kernel.address
