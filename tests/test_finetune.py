@@ -201,6 +201,22 @@ def test_bad_settings_are_refused_before_anything_is_written(base, tmp_path, cha
     assert not [*tmp_path.iterdir()]
 
 
+def test_an_embedding_that_is_the_output_too_is_left_alone(base, tmp_path):
+    sizes = {"n_ctx": 32, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_mult": 32}
+    vocabulary = Vocabulary.train(TEXT, 288)
+    tied = Llama(LlamaConfig(n_vocab=len(vocabulary), tied=True, **sizes)).init(seed=3)
+    save_llama(tmp_path / "tied.gguf", tied, vocabulary)
+    usual = {"model_base": tmp_path / "tied.gguf"}
+    run = finetune(settings(base, tmp_path, **usual))
+    assert "token_embd.weight" not in run.adapter.pairs
+    assert "token_embd.weight" in finetune(settings(base, tmp_path)).adapter.pairs
+    for asked in ({"rank_tok_embd": 2}, {"target_modules": ("embed_tokens", "q_proj")}):
+        with pytest.raises(SettingError, match="the output of this model uses the same matrix"):
+            finetune(settings(base, tmp_path, **usual, **asked))
+    ggla = settings(base, tmp_path, **usual, lora_out=tmp_path / "a.bin")
+    assert "token_embd.weight" in finetune(ggla).adapter.pairs
+
+
 def test_a_checkpoint_wants_its_base_and_its_settings(base, tmp_path):
     state = tmp_path / "state.gguf"
     finetune(settings(base, tmp_path, adam_iter=1, checkpoint_out=state)).train()

@@ -95,7 +95,7 @@ def check(model, settings, **options):
     model.attach_part("trained", adapter)
     ids = np.random.default_rng(4).integers(0, 40, (3, 13), dtype=np.int32)
     tokens, targets = (model.context.tensor(part) for part in (ids[:, :-1], ids[:, 1:]))
-    loss = model.loss(tokens, targets)
+    loss = model.loss(tokens, targets, flash=options.pop("flash", False))
     threads = options.pop("threads", 1)
     grads = yp.gradients(loss, **options)
     assert set(grads) == set(adapter.parameters.values())
@@ -123,17 +123,19 @@ def test_every_type_of_base(dtype):
     check(frozen_model(dtype, wide=dtype in K_TYPES), SETTINGS["finetune's"])
 
 
+@pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_kind_of_adapter(name):
-    check(frozen_model("Q8_0"), SETTINGS[name])
+def test_every_kind_of_adapter(name, flash):
+    check(frozen_model("Q8_0"), SETTINGS[name], flash=flash)
 
 
-@pytest.mark.parametrize("checkpoints", [None, "sqrt"])
+@pytest.mark.parametrize("checkpoints", [None, "sqrt", "all", yp.MemoryBudget(1 << 40, 0.3)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_with_checkpoints_and_threads(checkpoints, threads):
     model = frozen_model("Q4_0")
     for name in ("finetune's", "dropout", "DoRA"):
-        check(model, SETTINGS[name], checkpoints=checkpoints, threads=threads)
+        flash = (threads == 2) == (checkpoints is None)
+        check(model, SETTINGS[name], checkpoints=checkpoints, threads=threads, flash=flash)
 
 
 def test_training_starts_from_the_model_as_it_is():

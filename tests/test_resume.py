@@ -66,6 +66,7 @@ RUNS = {
     "accumulated": {"grad_acc": 2},
     "with a falling rate": {"warmup": 3, "cos_decay_steps": 4, "enable_restart": True},
     "sgd": {"optimizer": "sgd", "adam_alpha": 0.1},
+    "lbfgs": {"optimizer": "lbfgs", "lbfgs_iter": 3, "grad_acc": 2},
     "samples with random offsets": {
         "sample_start": "the ",
         "sample_random_offsets": True,

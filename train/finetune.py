@@ -25,6 +25,7 @@ from yupana.models.merge import merge_adapters
 from yupana.models.tokenizer import read_tokenizer
 from yupana.models.tokenizer_base import Tokenizer
 from yupana.train.adapted import BASE_HASH, OF_MODEL, adapter_entries, check_start, go_on
+from yupana.train.adapter_formats import check_outputs, without_tied_pair
 from yupana.train.checkpoint import ADAPTER, Checkpoint, Progress, save_checkpoint
 from yupana.train.files import RunFiles
 from yupana.train.loop import History, Outcome
@@ -199,7 +200,7 @@ def _open(settings: FinetuneSettings) -> _Opened:
     start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, ADAPTER)
     if start is not None:
         settings = go_on(settings, start)
-    _check_outputs(settings)
+    check_outputs(settings)
     with GgufFile(settings.model_base) as file:
         tokenizer = read_tokenizer(file.metadata)
         template = _template(settings, file, tokenizer)
@@ -230,34 +231,14 @@ def adapt(
     """The model with a fresh adapter attached, the adapter, and weights to be trained as a whole.
 
     Raises:
-        SettingError: nothing is to be trained.
+        SettingError: nothing is to be trained, or a pair that no program could use.
     """
+    settings = without_tied_pair(base.config, settings)
     model, whole = _trainable(base, settings)
     frozen = {name: w for name, w in model.weights.items() if name not in whole}
     adapter = TrainedAdapter(frozen, settings, seed)
     model.attach_part("trained", adapter)
     return model, adapter, whole
-
-
-def _check_outputs(settings: FinetuneSettings) -> None:
-    """Refuse what could not be written in the end."""
-    is_peft = not settings.lora_out.suffix
-    if settings.use_dora and not is_peft:
-        raise SettingError(
-            f"finetune: use_dora: got lora_out {settings.lora_out}, want a folder of PEFT (a name "
-            "without ending): no other format has a place for row lengths."
-        )
-    norms = [n for n in ("out", "att", "ffn") if getattr(settings, f"rank_{n}_norm") > 0]
-    if is_peft and norms and not settings.target_modules:
-        raise SettingError(
-            f"finetune: rank_{norms[0]}_norm: got it with lora_out {settings.lora_out}, want a "
-            "GGUF or ggla file: PEFT has no pairs of norms."
-        )
-    if settings.train_whole and settings.model_out is None:
-        raise SettingError(
-            "finetune: train_whole: got no model_out, want a file for the model: adapters have no "
-            "place for whole weights."
-        )
 
 
 def _trainable(base: Llama, settings: FinetuneSettings) -> tuple[Llama, dict[str, Tensor]]:

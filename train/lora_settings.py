@@ -51,7 +51,8 @@ class LoraSettings:
     lora_r: int = 4
     # What B · A adds is multiplied by alpha / rank; 0: as lora-r.
     lora_alpha: float = 0.0
-    # Rank of the embedding; -1: lora-r (with use-dora none), 0: not adapted.
+    # Rank of the embedding; -1: lora-r, but none with use-dora, or if it is the output matrix,
+    # too; 0: not adapted.
     rank_tok_embd: int = -1
     # Rank of the norm before the output.
     rank_out_norm: int = 0
