@@ -190,6 +190,9 @@ def test_whole_weights_and_the_merged_model(base, tmp_path):
         ({"ctx": 100_000}, "context is longer than the data"),
         ({"batch": 0}, "batch is out of range"),
         ({"lora_r": 0}, "lora_r is out of range: got 0"),
+        ({"patience": 2, "validation": 0.0}, "patience: got 2 looks at the validation loss with"),
+        ({"param_group": ("blk.7.*=0.1",)}, "got 'blk.7.*', want a pattern that matches one of"),
+        ({"param_group": ("*=0.1",), "optimizer": "lbfgs"}, "got it with optimizer lbfgs"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(base, tmp_path, changes, words):
@@ -243,6 +246,11 @@ def test_the_command(base, tmp_path, capsys):
     assert main([*arguments, "--lora-out", str(tmp_path / "a.gguf"), "--rank-wq", "2"]) == 0
     assert "adapter" in capsys.readouterr().out
     assert load_adapter(tmp_path / "a.gguf").rank_of("blk.0.attn_q.weight") == 2
+    more = ["--rank-att-norm", "1", "--rope-freq-scale", "0.5"]
+    assert main([*arguments, "--lora-out", str(tmp_path / "a.gguf"), *more]) == 0
+    said = capsys.readouterr().out
+    assert "pairs beside norms: llama.cpp reads them" in said
+    assert "trained with rope_freq_scale 0.5 in place of what the base says" in said
     arguments[2] = str(tmp_path / "missing.gguf")
     assert main(arguments) == 1
     assert "missing.gguf: No such file" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -101,6 +101,15 @@ class OptimiserSettings:
                 return group.rate, usual if group.decay is None else group.decay
         return 1.0, usual
 
+    def check_groups(self, names: Sequence[str]) -> None:
+        """Raise SettingError for a group that none of the parameters is in."""
+        for group in self.groups:
+            if not any(fnmatchcase(name, group.names) for name in names):
+                raise SettingError(
+                    f"param_group: got {group.names!r}, want a pattern that matches one of the "
+                    f"{len(names)} trained parameters: {', '.join(names[:3])}, …"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWSettings(OptimiserSettings):
@@ -148,6 +157,9 @@ class Optimiser(ABC):
         grads: gradient by parameter, as `gradients` returns them.
         gate: one element that is 0 where the step shall be taken, NaN where not; None: always.
 
+    Raises:
+        SettingError: a group without a parameter.
+
     Attributes:
         updates: the nodes to compute; make them outputs of the step's graph.
         norm: one element, the norm of all gradients together.
@@ -174,8 +186,9 @@ class Optimiser(ABC):
         self.state: dict[str, Tensor] = {}
         self._numbers: dict[tuple[float, float], Tensor] = {}
         self.updates: list[Tensor] = []
-        for k, (param, grad) in enumerate(grads.items()):
-            name = param.name or f"param{k}"
+        names = [param.name or f"param{k}" for k, param in enumerate(grads)]
+        settings.check_groups(names)
+        for name, (param, grad) in zip(names, grads.items(), strict=True):
             key = settings.of(name, param.ndim)
             if key not in self._numbers:
                 leaf = self.context.input((self.n_numbers,), name=f"numbers.{len(self._numbers)}")

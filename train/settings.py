@@ -145,6 +145,11 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
         for name in ("ctx", "batch", "grad_acc"):
             value = getattr(self, name)
             require("train", name, value, value >= 1, "at least 1")
+        if self.patience and not self.validation:
+            raise SettingError(
+                f"train: patience: got {self.patience} looks at the validation loss with "
+                "validation 0, want a share of the data kept for it."
+            )
         self.checkpoints(None)
         self.check_data()
         self.check_writing()
@@ -158,6 +163,11 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
         Raises:
             SettingError: a setting out of range.
         """
+        if self.optimizer == "lbfgs" and self.param_group:
+            raise SettingError(
+                "train: param_group: got it with optimizer lbfgs, want adamw or sgd: its line "
+                "search finds one length of step for all parameters."
+            )
         if self.optimizer == "lbfgs":
             return LbfgsSettings(n_iter=self.lbfgs_iter)
         shared: dict[str, Any] = {

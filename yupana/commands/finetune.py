@@ -38,6 +38,11 @@ def introduce(finetuning: Finetuning, display: Display) -> None:
     display.tell(
         f"{trained:,} trained parameters beside {len(f.adapter.pairs)} weights, context {c.n_ctx}"
     )
+    if any("norm" in name for name in f.adapter.pairs) and f.settings.lora_out.suffix != ".bin":
+        display.tell(
+            "pairs beside norms: llama.cpp reads them from an adapter and does not apply them; "
+            "write a model with --model-out or `yupana export-lora` for it"
+        )
     if overridden := f.overridden:
         said = ", ".join(f"{name} {value:g}" for name, value in overridden.items())
         display.tell(
