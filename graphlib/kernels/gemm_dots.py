@@ -34,7 +34,8 @@ from yupana.graphlib.kernels.vector import (
 
 ROWS = COLUMNS = 4  # rows of A and columns that a call takes
 FETCHED = 64  # bytes that come from memory together
-_AHEAD = 4096  # bytes from what is read to what is fetched, at least
+_STREAMS = 4  # sums of one column that do not wait for each other
+_AHEAD = 8192  # bytes from what is read to what is fetched, at least
 SumsOf = Callable[[list[Any], list[Any], Any], list[list[Any]]]
 
 
@@ -155,6 +156,8 @@ def _dot_sums(
     b: Any, dtype: str, count: Any, a_rows: list[Any], columns: list[Any], x_row: Any
 ) -> list[list[Any]]:
     """The products of each column with each row, summed over k but for the lanes of a vector."""
+    if len(a_rows) == 1:
+        return [[_alone(b, dtype, count, a_rows[0], p)] for p in columns]
     kind, size = vector(), ITEMSIZE[dtype]
     together = max(FETCHED // (LANES * size), 1)  # vectors of a column that memory gives at once
     sums = [[Cell(Lanes(b, zeros(kind))) for _ in a_rows] for _ in columns]
@@ -184,6 +187,45 @@ def _dot_sums(
         last = b.sub(count, const(LANES))
         add(last, b.not_(mask_below(b, b.sub(const(LANES), rest))))
     return [[total.get().value for total in column] for column in sums]
+
+
+def _alone(b: Any, dtype: str, count: Any, row: Any, column: Any) -> Any:
+    """The products of one column and one row likewise.
+
+    Columns one after the other are read as they lie in memory, which then gives more.
+    """
+    kind, size = vector(), ITEMSIZE[dtype]
+    totals = [Cell(Lanes(b, zeros(kind))) for _ in range(_STREAMS)]
+
+    def add(k: Any, total: Cell, mask: Any = None) -> None:
+        x = load(b, kind, b.add(row, b.mul(k, const(4))), 4)
+        x = x if mask is None else b.select(mask, x, zeros(kind))
+        w = load_f32(b, dtype, b.add(column, b.mul(k, const(size))), LANES)
+        w = w if mask is None else b.select(mask, w, zeros(kind))
+        total.set(Lanes(b, multiply_add(b, x, w, total.get().value)))
+
+    def add_all(k: Any) -> None:
+        ahead = b.add(column, b.add(b.mul(k, const(size)), const(_AHEAD)))
+        for near in range(0, step * size, FETCHED):
+            prefetch(b, b.add(ahead, const(near)))
+        for u, total in enumerate(totals):
+            add(b.add(k, const(u * LANES)), total)
+
+    step = LANES * _STREAMS
+    loop(b, const(0), count, step, add_all)
+    loop(b, b.sub(count, b.srem(count, const(step))), count, LANES, lambda k: add(k, totals[0]))
+    rest = b.srem(count, const(LANES))
+    with b.if_then(b.icmp_signed("!=", rest, const(0))):
+        # The last LANES elements again, without those already counted.
+        add(
+            b.sub(count, const(LANES)),
+            totals[1],
+            b.not_(mask_below(b, b.sub(const(LANES), rest))),
+        )
+    values = [total.get().value for total in totals]
+    while len(values) > 1:
+        values = [b.fadd(x, y) for x, y in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
 
 
 def fetch(b: Any, columns: list[Any], x_row: Any, part: tuple[Any, Any], nbytes: int) -> None:
