@@ -208,6 +208,20 @@ def _dequantize_q8_0(b: Bytes) -> Floats:
     return b[:, 2:].view(np.int8).astype(np.float32) * _half_at(b, 0)
 
 
+def _quantize_q8_1(x: Floats) -> Bytes:
+    """As ggml rounds what meets a matrix; a file's Q8_0 is rounded a little otherwise."""
+    largest = np.abs(x).max(1, keepdims=True)
+    d = largest / _f32(127)
+    scaled = x * np.where(largest == 0, _f32(0), _f32(127) / largest)
+    q = np.clip(np.rint(np.nan_to_num(scaled)), -127, 127).astype(np.int8)
+    sums = d[:, 0] * q.sum(1, dtype=np.int32).astype(np.float32)
+    return np.concatenate([_half_bytes(d[:, 0]), _half_bytes(sums), q.view(np.uint8)], axis=1)
+
+
+def _dequantize_q8_1(b: Bytes) -> Floats:
+    return _dequantize_q8_0(b[:, [0, 1, *range(4, 36)]])
+
+
 FORMATS = {
     fmt.name: fmt
     for fmt in (
@@ -216,6 +230,7 @@ FORMATS = {
         Format("Q5_0", 32, 22, 6, _quantize_q5_0, _dequantize_q5_0),
         Format("Q5_1", 32, 24, 7, _quantize_q5_1, _dequantize_q5_1),
         Format("Q8_0", 32, 34, 8, _quantize_q8_0, _dequantize_q8_0),
+        Format("Q8_1", 32, 36, 9, _quantize_q8_1, _dequantize_q8_1),
         Format("Q2_K", 256, 84, 10, quants_k.quantize_q2, quants_k.dequantize_q2),
         Format("Q3_K", 256, 110, 11, quants_k.quantize_q3, quants_k.dequantize_q3),
         Format("Q4_K", 256, 144, 12, quants_k.quantize_q4, quants_k.dequantize_q4),

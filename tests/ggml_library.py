@@ -33,6 +33,18 @@ def quantize(x: Any, name: str) -> Any:
     return out
 
 
+def rounded(x: Any, name: str) -> Any:
+    """`x` in the bytes of the type that ggml's processor code makes before it multiplies."""
+    fmt = quants.FORMATS[name]
+    package = pytest.importorskip("llama_cpp")
+    library = ctypes.CDLL(str(Path(package.__file__).parent / "lib" / "libggml-cpu.so"))
+    out = np.zeros((x.shape[0], x.shape[1] // fmt.block * fmt.nbytes), np.uint8)
+    source, target = ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data)
+    run = getattr(library, f"quantize_row_{name.lower().replace('_k', '_K')}")
+    run(source, target, ctypes.c_int64(x.size))
+    return out
+
+
 def dequantize(stored: Any, name: str) -> Any:
     """The float32 that ggml reads in rows of bytes."""
     fmt = quants.FORMATS[name]

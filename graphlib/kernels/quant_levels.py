@@ -1,6 +1,6 @@
 """Products of two quantised matrices: levels are multiplied as integers, exactly.
 
-For few rows of A in Q8_0 or Q8_K. These are first laid out as the dot products like them: the
+For few rows of A in Q8_0, Q8_1 or Q8_K. These are first laid out as the dot products like them: the
 levels of a row, then for every line of 32 a vector that puts right what B's levels are counted
 from, then the scales. A line costs one integer dot product and one float32 multiply-add, which is
 faster than with float32 rows; the result is the product of the numbers that both stand for.
@@ -38,6 +38,7 @@ from yupana.graphlib.kernels.vector import (
     declare,
     half_to_f32,
     load,
+    lone_half,
     loop,
     multiply_add,
     shuffle,
@@ -49,7 +50,7 @@ from yupana.graphlib.kernels.vector import (
 )
 from yupana.graphlib.quants import FORMATS
 
-ROUNDED = ("Q8_0", "Q8_K")  # types of A
+ROUNDED = ("Q8_0", "Q8_1", "Q8_K")  # types of A
 _MOST_ROWS = 32  # beyond, A is worth expanding and B worth packing
 _UNROLL = 4  # blocks of a line that are gone through in one go
 _BYTES, _WORDS, _REALS = ir.VectorType(I8, LINE), ir.VectorType(I32, 8), vector(8)
@@ -146,10 +147,11 @@ def _lay_out(source_name: str, name: str, b: Any, args: list[Any]) -> None:
     fmt = FORMATS[source_name]
 
     def block(k: Any) -> None:
-        for i, x in enumerate(lines_of(b, source_name, b.add(source, b.mul(k, const(fmt.nbytes))))):
-            line(x, b.add(b.mul(k, const(fmt.block)), const(LINE * i)))
+        place = b.add(source, b.mul(k, const(fmt.nbytes)))
+        for i, x in enumerate(lines_of(b, source_name, place)):
+            line(x, place, b.add(b.mul(k, const(fmt.block)), const(LINE * i)))
 
-    def line(x: Line, at: Any) -> None:
+    def line(x: Line, place: Any, at: Any) -> None:
         levels = signed_levels(b, x)
         store(b, x.scale(1), b.add(scales, b.sdiv(at, const(8))))
         if _is_wide(name):
@@ -158,12 +160,20 @@ def _lay_out(source_name: str, name: str, b: Any, args: list[Any]) -> None:
             return
         sums = _dot(b, zeros(_WORDS), ir.Constant(_BYTES, [1] * LINE), levels)
         store(b, levels, b.add(out, at), 1)
-        if _counts_from_zero(name):
+        if source_name == "Q8_1" and name in ("Q4_1", "Q5_1"):
+            alone = b.insert_element(zeros(_REALS), stored_sum(b, place), ir.Constant(I32, 0))
+            store(b, alone, b.add(corrections, at))
+        elif _counts_from_zero(name):
             store(b, b.fmul(b.sitofp(sums, _REALS), x.scale(8)), b.add(corrections, at))
         else:
             store(b, b.neg(sums), b.add(corrections, at))
 
     loop(b, const(0), b.sdiv(count, const(fmt.block)), 1, block)
+
+
+def stored_sum(b: Any, block: Any) -> Any:
+    """The sum of a block of Q8_1 as it is stored, rounded: ggml takes that one for offsets."""
+    return lone_half(b, load(b, I16, b.add(block, const(2)), 1))
 
 
 def _counts_from_zero(name: str) -> bool:

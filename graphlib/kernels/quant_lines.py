@@ -135,6 +135,11 @@ def _q8_0(b: Any, block: Any) -> list[Line]:
     return _line(b, block, levels, 128)
 
 
+def _q8_1(b: Any, block: Any) -> list[Line]:
+    levels = b.xor(_bytes(b, block, 4, 32), _all(ir.VectorType(I8, 32), -128))
+    return _line(b, block, levels, 128)
+
+
 def _q2_k(b: Any, block: Any) -> list[Line]:
     steps = _bytes(b, block, 0, 16)
     scales = _scaled(b, _low(b, steps), _half(b, block, 80))
@@ -232,6 +237,7 @@ _READERS: dict[str, Callable[[Any, Any], list[Line]]] = {
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "Q8_1": _q8_1,
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
     "Q4_K": _q4_k,

@@ -103,6 +103,18 @@ def _q8_0(b: Any, source: Any, block: Any) -> None:
     write(sure.most(-127.0).least(127.0).whole().narrow(I8), _at(block, b, 2))
 
 
+def _q8_1(b: Any, source: Any, block: Any) -> None:
+    x = read(b, F32, 32, source)
+    largest = x.magnitude().largest()
+    d = largest / 127.0
+    scaled = x * where(largest.differs(0.0), largest.like(127.0) / largest, largest.like(0.0))
+    sure = where(scaled.equals(scaled), scaled, scaled.like(0.0))  # no NaN
+    levels = sure.most(-127.0).least(127.0).nearest()
+    _put_half(b, d, block, 0)
+    _put_half(b, d.part([0]) * levels.sum().real(), block, 2)
+    write(levels.narrow(I8), _at(block, b, 4))
+
+
 def _groups(b: Any, source: Any, size: int) -> Table:
     """256 elements with a group of `size` to a lane."""
     lanes = 256 // size
@@ -283,6 +295,7 @@ _WRITERS: dict[str, Callable[[Any, Any, Any], None]] = {
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "Q8_1": _q8_1,
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
     "Q4_K": _q4_k,

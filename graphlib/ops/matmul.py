@@ -7,7 +7,7 @@ import numpy as np
 from yupana.graphlib.context import tensor
 from yupana.graphlib.dtypes import dtype_of, f32
 from yupana.graphlib.errors import DtypeError, ShapeError
-from yupana.graphlib.kernels import quant_copy, quant_levels, quant_slices
+from yupana.graphlib.kernels import quant_copy, quant_levels, quant_panels, quant_slices
 from yupana.graphlib.kernels.blocks import contiguous_strides, padded
 from yupana.graphlib.kernels.gemm import Gemm, Matrix, is_fast, lower, workspace_bytes
 from yupana.graphlib.kernels.step import Step
@@ -87,6 +87,8 @@ def _quantized_steps(site: Site, gemm: Gemm, w: Operand, x: Operand) -> list[Ste
     """`w` is quantised, and `x` may be so with eight bits."""
     expanded: list[Step] = []
     if x.dtype.is_quantized:
+        if quant_panels.suits(gemm):
+            return quant_panels.lower(gemm, site.workspace(quant_panels.workspace_bytes(gemm)))
         if quant_levels.suits(gemm):
             return quant_levels.lower(gemm, site.workspace(quant_levels.workspace_bytes(gemm)))
         strides = contiguous_strides(x.shape, f32.itemsize)
@@ -217,8 +219,9 @@ def mul_mat(w: Tensor, x: Tensor) -> Result:
         w: (…, N, K) float or quantised; usually a weight.
         x: (…, M, K) float; its leading sizes are multiples of those of `w`. Consecutive batches
             of `x` share one of `w`, as grouped-query heads share keys. Beside a quantised `w`
-            it may be Q8_0 or Q8_K (`cast(x, "Q8_0")`): levels are then multiplied as integers,
-            which for few rows takes half the time.
+            it may be Q8_0, Q8_1 or Q8_K (`cast(x, "Q8_0")`): levels are then multiplied as
+            integers, which takes half the time or less. Beside Q4_1 and Q5_1, Q8_1 brings the
+            sums that it stores in float16, as in ggml.
     Returns:
         (…, M, N) f32, or f64 when both are. `a @ b` is the mathematical product. A quantised `w`
         stands for exactly the numbers in its blocks; ggml always rounds `x` to eight bits, too.
