@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 from weakref import WeakValueDictionary
 
 from yupana.graphlib.context import Context
+from yupana.graphlib.dtypes import Dtype
 from yupana.graphlib.errors import SettingError, ShapeError
 from yupana.graphlib.ops import cast, get_rows, mul_mat, reshape
 from yupana.graphlib.tensor import Tensor
@@ -48,9 +49,10 @@ class Decoder(ABC):
     Args:
         sizes: of the model, whatever else its configuration says.
         context: owner of new weights, and of what graphs share.
-        rounds: round what meets a quantised matrix to eight bits first, as llama.cpp does (to
-            Q8_K before types of 256 elements, else to Q8_0); products are then of integers, which
-            for a few tokens takes half the time. Without, products are exact.
+        rounds: round what meets a matrix first, as llama.cpp does: before a quantised one to eight
+            bits (to Q8_K before types of 256 elements, else to Q8_1), so that products are of
+            integers, which for a few tokens takes half the time; else to the matrix' own type,
+            and what meets a cache likewise. Without, products are exact.
     """
 
     architecture: ClassVar[str]  # as in `general.architecture`
@@ -147,8 +149,7 @@ class Decoder(ABC):
             name: of the weight without its last part, as "blk.0.attn_q".
         """
         w = self._weights[f"{name}.weight"]
-        rounds = self.rounds and w.dtype.is_quantized
-        y = mul_mat(w, self._round(x, "Q8_K" if w.dtype.block == 256 else "Q8_0") if rounds else x)
+        y = mul_mat(w, self._round(x, w.dtype) if self.rounds else x)
         for adapter in self._attached.values():
             y = adapter.add_product(f"{name}.weight", x, y)
         bias = self._weights.get(f"{name}.bias")
@@ -232,10 +233,17 @@ class Decoder(ABC):
         names = [*self._attached]
         return SettingError(f"adapters: no such adapter: got {name!r}, want one of {names}.")
 
-    def _round(self, x: Tensor, kind: str) -> Tensor:
+    def _round(self, x: Tensor, meets: Dtype) -> Tensor:
+        """Record `x` as it meets a matrix of this type."""
+        kind = meets.name
+        if meets.is_quantized:
+            kind = "Q8_K" if meets.block == 256 else "Q8_1"
+        elif kind not in ("f16", "bf16"):
+            return x
         rounded = self._rounded.get((id(x), kind))
         if rounded is None:
-            rounded = self._rounded[id(x), kind] = cast(x, kind)
+            rounded = cast(x, kind) if meets.is_quantized else rounded_to(x, kind)
+            self._rounded[id(x), kind] = rounded
         return rounded
 
     def _check_tokens(self, tokens: Tensor, what: str) -> None:
@@ -245,6 +253,11 @@ class Decoder(ABC):
                 f"{what}: tokens: got {tokens.shape}, want (batch, time) with time from 1 to n_ctx "
                 f"= {n_ctx}. Shorten the input, or train with a larger n_ctx."
             )
+
+
+def rounded_to(x: Tensor, kind: str) -> Tensor:
+    """`x` with the numbers that a smaller type has, in its own type."""
+    return cast(cast(x, kind), x.dtype)
 
 
 def picked(x: Tensor, wanted: Tensor | None) -> Tensor:

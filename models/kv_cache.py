@@ -24,11 +24,14 @@ class KvCache:
     Args:
         sizes: of the model.
         dtype: f16, f32 or q8_0; the last needs heads of whole blocks of 32.
+        rounds: round what meets keys and values in f16 to f16 as well, as llama.cpp does.
     Raises:
         SettingError: a setting out of range.
     """
 
-    def __init__(self, sizes: Sizes, n_ctx: int, n_seq: int, dtype: str) -> None:
+    def __init__(
+        self, sizes: Sizes, n_ctx: int, n_seq: int, dtype: str, rounds: bool = False
+    ) -> None:
         most = (2**31 - 1) // max(n_seq, 1)  # cells are numbered with 32 bits
         for name, value in (("n_ctx", n_ctx), ("n_seq", n_seq)):
             if not 1 <= value <= most:
@@ -42,6 +45,7 @@ class KvCache:
                 f"session: cache: got q8_0 for heads of {widths}, want multiples of 32. Use f16."
             )
         self.n_ctx, self.n_seq, self.dtype = n_ctx, n_seq, dtype
+        self._half = rounds and dtype == "f16"
         layers = range(sizes.n_layer)
         kind = dtype_of("Q8_0" if dtype == "q8_0" else dtype)
         self.context = Context()
@@ -70,7 +74,8 @@ class KvCache:
             B, T, H, K = q.shape  # B is 1: sequences are told apart by their cells
             keys = self._write(self.keys[layer], k, cells)
             values = self._write(self.values[layer], v, cells)
-            return flash_attn_cells(q.reshape(T, H, K), keys, values, cells).reshape(B, T, -1)
+            mixed = flash_attn_cells(q.reshape(T, H, K), keys, values, cells, half=self._half)
+            return mixed.reshape(B, T, -1)
 
         return attend
 

@@ -60,7 +60,7 @@ class Session:
         self.n_batch = min(n_batch, self.n_ctx)
         self.n_seq = n_seq
         self.threads = threads
-        self.cache = KvCache(model.sizes, self.n_ctx, n_seq, cache)
+        self.cache = KvCache(model.sizes, self.n_ctx, n_seq, cache, model.rounds)
         self._lengths = [0] * n_seq
         self._passes: dict[tuple[int, bool], Pass] = {}
         self._revision = model.revision

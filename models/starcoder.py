@@ -17,7 +17,7 @@ from yupana.graphlib.errors import SettingError
 from yupana.graphlib.ops import gelu, get_rows, index, norm
 from yupana.graphlib.tensor import Tensor
 from yupana.models.attend import attend_before
-from yupana.models.decoder import Attend, Decoder, picked
+from yupana.models.decoder import Attend, Decoder, picked, rounded_to
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class StarCoder(Decoder):
             if i == self.config.n_layer - 1:  # from here on no token looks at others
                 x, mixed = picked(x, wanted), picked(mixed, wanted)
             x = x + self.linear(f"blk.{i}.attn_output", mixed)
-            up = gelu(self.linear(f"blk.{i}.ffn_up", self._norm(f"blk.{i}.ffn_norm", x)))
+            up = self._gelu(self.linear(f"blk.{i}.ffn_up", self._norm(f"blk.{i}.ffn_norm", x)))
             x = x + self.linear(f"blk.{i}.ffn_down", up)
         return self._norm("output_norm", x)
 
@@ -179,6 +179,10 @@ class StarCoder(Decoder):
         k = index(qkv, np.s_[..., D : D + G * K]).cont().reshape(B, T, G, K)
         v = index(qkv, np.s_[..., D + G * K :]).cont().reshape(B, T, G, K)
         return (attend or attend_before())(i, q, k, v)
+
+    def _gelu(self, x: Tensor) -> Tensor:
+        """As ggml does it, which looks results in float16 up by arguments in float16."""
+        return rounded_to(gelu(rounded_to(x, "f16")), "f16") if self.rounds else gelu(x)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         return norm(x, self.config.norm_eps) * self.gain(name) + self._weights[f"{name}.bias"]

@@ -17,11 +17,6 @@ from yupana.models.loading import load_model
 from yupana.models.tokenizer import load_tokenizer
 
 IDS = [1, 5, 9, 2, 30, 7, 7, 11, 40, 3, 22, 6]
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}  # fmt: skip
 
 
 def logits(path):
@@ -42,9 +37,9 @@ def converted(tmp_path, c, tensors, tokenizer=None, dtype="auto", **files):
         {"num_key_value_heads": 4, "tie_word_embeddings": True},
         {"num_key_value_heads": 1, "head_dim": 8, "rope_theta": 500.0},
         {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-        {"rope_scaling": LLAMA3},
-        {"rope_scaling": YARN},
-        {"rope_scaling": YARN | {"attention_factor": 0.7, "beta_fast": 8.0}},
+        {"rope_scaling": hub.LLAMA3_ROPE},
+        {"rope_scaling": hub.YARN},
+        {"rope_scaling": hub.YARN | {"attention_factor": 0.7, "beta_fast": 8.0}},
     ],
 )
 def test_logits_are_those_of_the_rotation_by_halves(tmp_path, changes):
@@ -194,7 +189,10 @@ def test_without_a_tokenizer_the_file_says_so(tmp_path):
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: got 1000000000, want at most the"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'rope_type': got 'dynamic'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "'factor': got None"),
-        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "more than low_freq_factor"),
+        (
+            {"rope_scaling": hub.LLAMA3_ROPE | {"high_freq_factor": 1.0}},
+            "more than low_freq_factor",
+        ),
         ({"rope_theta": float("nan")}, "'rope_theta': got nan, want a positive number"),
     ],
 )

@@ -61,7 +61,7 @@ def test_types_round_what_meets_them_as_llama_cpp_does(tmp_path, name):
     quantize_model(DATA / "sh-Q8_0.gguf", tmp_path / "m.gguf", name, allow_requantize=True)
     model, ids = yp.load(tmp_path / "m.gguf", threads=1), CASES["sh-Q8_0.gguf"]["tokens"]
     scores = model.logits(ids).astype(np.float64)
-    assert mean_nll(scores, ids) == pytest.approx(TYPES[name]["mean_nll"], rel=5e-5)
+    assert mean_nll(scores, ids) == pytest.approx(TYPES[name]["mean_nll"], rel=2e-4)
     assert greedy(model.session(), ids[:16]) == TYPES[name]["greedy40_after16"]
 
 

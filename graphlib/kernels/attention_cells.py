@@ -6,31 +6,41 @@ over the positions p from 0 to that of row t, in the sequence s that it belongs 
 A chunk is a head of the cache and a piece of the rows. Rows that follow each other in one sequence
 go through its keys together, block by block (see kernels/attention.py). For few of them keys are
 read where they lie; for more they are packed for the tiles of matrix multiplication.
+
+Weights that are rounded have to be those of the whole row: beyond one block of keys, rows then go
+through the keys twice, once for the sums.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from yupana.graphlib.dtypes import DTYPES, QUANTIZED
+from yupana.graphlib.kernels.attention_cells_blocks import (
+    JOB_BYTES,
+    KEY_BLOCK,
+    S_WIDE,
+    CellsRecord,
+    R,
+    dots,
+    halved,
+    pack_keys,
+    packed_values,
+    tiles,
+)
 from yupana.graphlib.kernels.attention_parts import OPTIONS
-from yupana.graphlib.kernels.attention_rows import SOFTEN
+from yupana.graphlib.kernels.attention_rows import HALVE, SOFTEN
 from yupana.graphlib.kernels.blocks import View
 from yupana.graphlib.kernels.compiler import FASTMATH, Kernel
-from yupana.graphlib.kernels.gemm_dots import DOTS, DotsRecord
-from yupana.graphlib.kernels.gemm_kernels import IN_PLACE, TILES, TilesRecord
-from yupana.graphlib.kernels.gemm_pack import PACK, call_pack
-from yupana.graphlib.kernels.gemm_plan import K_BLOCK
+from yupana.graphlib.kernels.gemm_dots import DOTS
+from yupana.graphlib.kernels.gemm_kernels import TILES
+from yupana.graphlib.kernels.gemm_pack import PACK
 from yupana.graphlib.kernels.pointers import (
-    call_convert,
-    call_kernel,
     f32_array,
     f64_words,
     i32_array,
     i64_array,
-    i64_pointer,
 )
 from yupana.graphlib.kernels.quant_dots import QUANT_DOTS
 from yupana.graphlib.kernels.quant_pack import PACK_BLOCKS
@@ -38,7 +48,6 @@ from yupana.graphlib.kernels.quant_rows import LOAD
 from yupana.graphlib.kernels.step import Step, float_word
 from yupana.graphlib.kernels.vector import LANES
 
-_KEY_BLOCK = 256  # keys gone through at a time
 _ROW_BLOCK = 32
 _PIECE = 128  # rows of a chunk at most: packing is done anew for each
 _FEW = 4  # rows for which packing the keys would cost more than it saves
@@ -50,7 +59,8 @@ _NAMES = {dtype.code: name for name, dtype in DTYPES.items()}
 class CellAttention:
     """Operands: q and y (T, H, K or V) f32, k and v (S, N, G, K or V), cells (T,) i32.
 
-    Heads of k and v have no gaps between their elements.
+    Heads of k and v have no gaps between their elements. `half`: q and the weights are rounded to
+    float16 before they are multiplied.
     """
 
     q: View
@@ -59,59 +69,10 @@ class CellAttention:
     cells: View
     y: View
     scale: float
+    half: bool = False
 
 
-class CellsRecord(NamedTuple):
-    """Record of `attend_cells`; chunk = (piece of the rows, head of the cache)."""
-
-    tiles: int  # kernel that multiplies blocks
-    dots: int  # kernel for few rows; 0: the heads are too narrow for it
-    q: int
-    q_t: int
-    q_h: int
-    k: int
-    k_s: int
-    k_n: int
-    k_g: int
-    k_size: int  # bytes of an element, or of a block
-    k_block: int  # elements of a block, or 1
-    k_pack: int
-    v: int
-    v_s: int
-    v_n: int
-    v_g: int
-    v_pack: int  # 0: read where they lie
-    v_load: int  # 0: not quantised
-    v_size: int
-    y: int
-    y_t: int
-    y_h: int
-    cells: int
-    cells_t: int
-    n_seq: int  # S
-    n_cells: int  # N
-    rows: int  # T
-    kv_heads: int  # G
-    group: int  # heads of q to one of the cache
-    width: int  # K
-    values: int  # V
-    scale: int  # float64
-    piece: int
-    v_wide: int  # bytes of a row of packed values
-    keys_at: int  # places in scratch memory
-    values_at: int
-    scores_at: int
-    peaks_at: int
-    sums_at: int
-    settings_at: int  # what `_soften` reads, the scale; behind it what it gives back
-
-
-R = CellsRecord(*range(len(CellsRecord._fields)))  # word numbers
-_T = TilesRecord(*range(len(TilesRecord._fields)))
-_D = DotsRecord(*range(len(DotsRecord._fields)))
-_JOB_BYTES = 8 * max(len(_T), len(_D))  # a record of another kernel, at the start of the scratch
-_S_WIDE = 4 * _KEY_BLOCK
-_soften = SOFTEN[False]
+_soften, _halve = SOFTEN[False], HALVE
 
 
 def cell_attention_steps(a: CellAttention) -> list[Step]:
@@ -125,14 +86,15 @@ def cell_attention_steps(a: CellAttention) -> list[Step]:
     piece = min(_PIECE, rows)
     v_wide = 4 * _up(values, LANES)
     sizes = (  # of the places in scratch memory
-        width * _S_WIDE,
-        0 if in_place else _KEY_BLOCK * v_wide,
-        _ROW_BLOCK * _S_WIDE,
+        width * S_WIDE,
+        0 if in_place else KEY_BLOCK * v_wide,
+        _ROW_BLOCK * S_WIDE,
         4 * piece * group,
         4 * piece * group,
-        8,
+        4 * _ROW_BLOCK * _up(width, LANES) if a.half else 0,
+        16,
     )
-    places, at = [], _up(_JOB_BYTES, 64)
+    places, at = [], _up(JOB_BYTES, 64)
     for nbytes in sizes:
         places.append(at)
         at += _up(nbytes, 64)
@@ -158,6 +120,7 @@ def cell_attention_steps(a: CellAttention) -> list[Step]:
         width,
         values,
         float_word(a.scale),
+        int(a.half),
         piece,
         v_wide,
         *places,
@@ -229,17 +192,25 @@ def _attend_run(r, g, seq, first, last, seen, scratch):
     for at in range(lines * outer):
         f32_array(scratch + r[R.peaks_at], lines * outer)[at] = -np.inf
         f32_array(scratch + r[R.sums_at], lines * outer)[at] = 0
-    for p0 in range(0, seen, _KEY_BLOCK):
-        n = min(_KEY_BLOCK, seen - p0)
-        k = r[R.k] + seq * r[R.k_s] + p0 * r[R.k_n] + g * r[R.k_g]
-        if not few:
-            _pack_keys(r, k, n, scratch + r[R.keys_at])
-        v, v_row = _packed_values(r, seq, g, p0, n, scratch + r[R.values_at])
-        for h in range(outer):
-            for i in range(0, lines, _ROW_BLOCK):
-                count = min(_ROW_BLOCK, lines - i)
-                block = (first, tokens, g * group + h, i, h * lines + i, count)
-                _attend_block(r, block, p0, n, few, k, v, v_row, scratch)
+    twice = r[R.half] != 0 and seen > KEY_BLOCK
+    for stage in range(0 if twice else 1, 2):
+        only_sums, has_sums = twice and stage == 0, twice and stage == 1
+        for p0 in range(0, seen, KEY_BLOCK):
+            n = min(KEY_BLOCK, seen - p0)
+            k = r[R.k] + seq * r[R.k_s] + p0 * r[R.k_n] + g * r[R.k_g]
+            if not few:
+                pack_keys(r, k, n, scratch + r[R.keys_at])
+            v, v_row = np.int64(0), np.int64(0)
+            if not only_sums:
+                v, v_row = packed_values(r, seq, g, p0, n, scratch + r[R.values_at])
+            for h in range(outer):
+                for i in range(0, lines, _ROW_BLOCK):
+                    count = min(_ROW_BLOCK, lines - i)
+                    block = (first, tokens, g * group + h, i, h * lines + i, count)
+                    keys = (p0, n, few, k)
+                    _attend_block(r, block, keys, v, v_row, (only_sums, has_sums), scratch)
+    if r[R.half] != 0:
+        return
     sums = f32_array(scratch + r[R.sums_at], lines * outer)
     for h in range(outer):
         for i in range(lines):
@@ -263,9 +234,15 @@ def _visible(r, t, p0, n):
 
 
 @njit(**OPTIONS)
-def _attend_block(r, block, p0, n, few, k, v, v_row, scratch):
-    """Let some lines see the keys from `p0`; `block` is what `_attend_run` says of them."""
+def _attend_block(r, block, keys, v, v_row, sums, scratch):
+    """Let some lines see a block of keys.
+
+    `block` is what `_attend_run` says of the lines, and `keys` of the keys. `sums`: whether the
+    sums of the weights are all that is wanted, and whether they are known.
+    """
     first, tokens, head, i0, at, count = block
+    p0, n, few, k = keys
+    only_sums, has_sums = sums
     most = 0
     for m in range(count):
         most = max(most, _visible(r, _row_of(first, tokens, head, i0 + m)[0], p0, n))
@@ -274,95 +251,32 @@ def _attend_block(r, block, p0, n, few, k, v, v_row, scratch):
     t0, head0 = _row_of(first, tokens, head, i0)
     q_line, y_line = (r[R.q_h], r[R.y_h]) if tokens == 1 else (r[R.q_t], r[R.y_t])
     q, y = r[R.q] + t0 * r[R.q_t] + head0 * r[R.q_h], r[R.y] + t0 * r[R.y_t] + head0 * r[R.y_h]
-    scores = scratch + r[R.scores_at]
-    if few:
-        _dots(r, scratch, q, q_line, k, count, most, scores)
-    else:
-        keys, to = scratch + r[R.keys_at], (scores, _S_WIDE, False)
-        _tiles(r, scratch, q, q_line, keys, _S_WIDE, to, (count, most, r[R.width]))
-    settings = scratch + r[R.settings_at]
+    scores, settings = scratch + r[R.scores_at], scratch + r[R.settings_at]
     factor = f32_array(settings + 4, 1)
+    if r[R.half] != 0:
+        q, q_line = halved(r, q, q_line, count, factor, scratch)
+    if few:
+        dots(r, scratch, q, q_line, k, count, most, scores)
+    else:
+        packed, to = scratch + r[R.keys_at], (scores, S_WIDE, False)
+        tiles(r, scratch, q, q_line, packed, S_WIDE, to, (count, most, r[R.width]))
     for m in range(count):
         t, _ = _row_of(first, tokens, head, i0 + m)
-        seen = max(_visible(r, t, p0, n), 0)
+        seen, row = max(_visible(r, t, p0, n), 0), scores + m * S_WIDE
         peak, total = scratch + r[R.peaks_at] + 4 * (at + m), scratch + r[R.sums_at] + 4 * (at + m)
-        _soften(scores + m * _S_WIDE, seen, most, settings, peak, total, settings + 4)
-        if p0 > 0:
+        _soften(row, seen, most, settings, peak, settings + 8 if has_sums else total, settings + 4)
+        if only_sums:
+            continue
+        if r[R.half] != 0:
+            factor[0] = np.float32(1) / f32_array(total, 1)[0]
+            _halve(row, row, most, settings + 4)
+        elif p0 > 0:
             out = f32_array(y + m * y_line, r[R.values])
             for d in range(r[R.values]):
                 out[d] *= factor[0]
-    to = (y, y_line, p0 > 0)
-    _tiles(r, scratch, scores, _S_WIDE, v, v_row, to, (count, r[R.values], most))
-
-
-@njit(**OPTIONS)
-def _pack_keys(r, k, n, out):
-    """out[d, p] = key p's element d, for `n` keys from address `k`."""
-    for d in range(0, r[R.width], K_BLOCK):  # blocks are packed so many elements at a time
-        source = k + d // r[R.k_block] * r[R.k_size]
-        count = min(K_BLOCK, r[R.width] - d)
-        for p in range(0, n, LANES):
-            to = out + d * _S_WIDE + 4 * p
-            call_pack(
-                r[R.k_pack],
-                source + p * r[R.k_n],
-                r[R.k_n],
-                r[R.k_size],
-                to,
-                _S_WIDE,
-                count,
-                min(LANES, n - p),
-            )
-
-
-@njit(**OPTIONS)
-def _packed_values(r, seq, g, p0, n, out):
-    """Address and stride of the rows of `n` values from position `p0`, as float32."""
-    v = r[R.v] + seq * r[R.v_s] + p0 * r[R.v_n] + g * r[R.v_g]
-    if r[R.v_load] != 0:
-        for p in range(n):
-            at = out + p * r[R.v_wide]
-            call_convert(r[R.v_load], v + p * r[R.v_n], r[R.v_size], 0, r[R.values], at)
-    elif r[R.v_pack] != 0:
-        for d in range(0, r[R.values], LANES):
-            lanes, size = min(LANES, r[R.values] - d), r[R.v_size]
-            call_pack(r[R.v_pack], v + d * size, size, r[R.v_n], out + 4 * d, r[R.v_wide], n, lanes)
-    else:
-        return v, r[R.v_n]
-    return out, r[R.v_wide]
-
-
-@njit(**OPTIONS)
-def _dots(r, job, q, q_line, k, count, n, out):
-    """out[i, p] = q_i · k_p for `count` lines of q and `n` keys where they lie."""
-    d = i64_pointer(job)
-    for w in range(len(_D)):
-        d[w] = 0
-    d[_D.a], d[_D.a_row] = q, q_line
-    d[_D.b], d[_D.b_col] = k, r[R.k_n]
-    d[_D.c], d[_D.c_row] = out, _S_WIDE
-    d[_D.batch1] = d[_D.group0] = d[_D.group1] = 1
-    d[_D.rows], d[_D.cols], d[_D.inner], d[_D.cols_block] = count, n, r[R.width], n
-    call_kernel(r[R.dots], job, 0, 1, job)
-
-
-@njit(**OPTIONS)
-def _tiles(r, job, a, a_row, b, b_k, to, sizes):
-    """C = A·B, or C + A·B; strides in bytes, rows of B and C have no gaps."""
-    c, c_row, adds = to
-    rows, cols, inner = sizes
-    t = i64_pointer(job)
-    for w in range(len(_T)):
-        t[w] = 0
-    t[_T.a], t[_T.a_row], t[_T.a_k] = a, a_row, 4
-    t[_T.b], t[_T.b_col], t[_T.b_k] = b, 4, b_k
-    t[_T.c], t[_T.c_row] = c, c_row
-    t[_T.d], t[_T.d_row] = c if adds else 0, c_row
-    t[_T.batch1] = t[_T.group0] = t[_T.group1] = t[_T.b_block] = 1
-    t[_T.rows], t[_T.cols], t[_T.inner] = rows, cols, inner
-    t[_T.rows_block], t[_T.panels_block], t[_T.k_block] = rows, cols, inner
-    t[_T.b_mode] = IN_PLACE
-    call_kernel(r[R.tiles], job, 0, 1, job)
+    if not only_sums:
+        to = (y, y_line, p0 > 0)
+        tiles(r, scratch, scores, S_WIDE, v, v_row, to, (count, r[R.values], most))
 
 
 _ATTEND = Kernel(attend_cells, fastmath=FASTMATH)

@@ -13,16 +13,20 @@ import numpy as np
 from llvmlite import ir
 from numba import njit
 
+from yupana.graphlib.kernels.convert import to_half
 from yupana.graphlib.kernels.lanes import Cell, Lanes, everywhere, read, where, write
 from yupana.graphlib.kernels.math import LOWEST
 from yupana.graphlib.kernels.pointers import f64_array
 from yupana.graphlib.kernels.vector import (
     F32,
+    I16,
     LANES,
     const,
+    half_to_f32,
     load,
     loop,
     mask_below,
+    masked_load,
     store,
     vector,
     void_intrinsic,
@@ -112,6 +116,20 @@ def _soften(b: Any, args: list[Any]) -> None:
     _clear(b, [row], end, n)
 
 
+def _halve(b: Any, args: list[Any]) -> None:
+    """See `halve`."""
+    source, out, n, factor = args
+    times = _number(b, factor)
+
+    def body(at: Any, left: Any) -> None:
+        x = masked_load(b, vector(), b.add(source, at), mask_below(b, left), 4)
+        half = to_half(b, (Lanes(b, x) * times).value, LANES)
+        bits = b.bitcast(half, vector(LANES, I16))
+        write(Lanes(b, half_to_f32(b, bits, "f16")), b.add(out, at))
+
+    _vectors(b, const(0), n, body)
+
+
 def _differentiate(b: Any, args: list[Any]) -> None:
     """See `differentiate`."""
     row, slope, seen, n, settings, total, delta = args
@@ -156,6 +174,8 @@ def _differentiate_f64(row, slope, seen, n, settings, total, delta):
 # scores of the keys seen, 0 up to n; peak and total, of the blocks before, are brought up to date;
 # factor is what results of the blocks before are to be multiplied with.
 SOFTEN = {False: void_intrinsic("attention_soften", 7, _soften), True: _soften_f64}
+# halve(source, out, n, factor): out = source · factor, rounded to float16, as float32.
+HALVE = void_intrinsic("attention_halve", 4, _halve)
 # differentiate(row, slope, seen, n, settings, total, delta): row = p = e^(score - total), and
 # slope, the gradient of p, becomes that of the products: factor · p · (slope - delta).
 DIFFERENTIATE = {

@@ -33,12 +33,14 @@ def _lower(site: Site) -> list[Step]:
     y = view(site.dst)
     if site.dst.dtype is f64:
         return wide_steps(q, k, v, cells, y, site.params["scale"])
-    return cell_attention_steps(CellAttention(q, k, v, cells, y, site.params["scale"]))
+    p = site.params
+    return cell_attention_steps(CellAttention(q, k, v, cells, y, p["scale"], p["half"]))
 
 
-def _reference(q: Array, k: Array, v: Array, cells: Array, scale: float) -> Array:
+def _reference(q: Array, k: Array, v: Array, cells: Array, scale: float, half: bool) -> Array:
     (n_seq, n_cells, kv_heads, _), heads = k.shape, q.shape[1]
     y = np.zeros((*q.shape[:2], v.shape[-1]))
+    q = q.astype(np.float16).astype(np.float64) if half else q
     for t, cell in enumerate(cells):
         if not 0 <= cell < n_seq * n_cells:
             continue
@@ -47,7 +49,9 @@ def _reference(q: Array, k: Array, v: Array, cells: Array, scale: float) -> Arra
             g = h * kv_heads // heads
             z = scale * k[seq, : last + 1, g] @ q[t, h]
             e = np.exp(z - z.max())
-            y[t, h] = e / e.sum() @ v[seq, : last + 1, g]
+            p = e / e.sum()
+            p = p.astype(np.float16).astype(np.float64) if half else p
+            y[t, h] = p @ v[seq, : last + 1, g]
     return y
 
 
@@ -111,7 +115,12 @@ def _cost(y: Tensor) -> Cost:
     family="softmax",
 )
 def flash_attn_cells(
-    q: Tensor, k: Tensor, v: Tensor, cells: Tensor, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cells: Tensor,
+    scale: float | None = None,
+    half: bool = False,
 ) -> Result:
     """Attention of rows q to a cache of several sequences, each as far as its own cell.
 
@@ -128,6 +137,8 @@ def flash_attn_cells(
         cells: (T,) i32, the cell s · N + p of each row. A row with a number outside of the cache
             sees nothing, and is zero.
         scale: of the scores; None: 1/√K.
+        half: round q and the weights to float16 before they are multiplied, as llama.cpp does
+            with a cache in float16; with q in f64 nothing is rounded.
     Returns:
         (T, H, V), dtype of `q`.
     Raises:
@@ -166,4 +177,4 @@ def flash_attn_cells(
         raise ShapeError(f"{name}: got a part of a cache, want k and v contiguous")
     factor = 1.0 / math.sqrt(q.shape[2]) if scale is None else float(scale)
     shape = (*q.shape[:2], v.shape[3])
-    return Result((contiguous(q), k, v, cells), shape, q.dtype, {"scale": factor})
+    return Result((contiguous(q), k, v, cells), shape, q.dtype, {"scale": factor, "half": half})
