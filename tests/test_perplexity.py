@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from yupana.cli import main
 from yupana.graphlib.errors import DataError, SettingError
 from yupana.models.llama import Llama, LlamaConfig
+from yupana.models.llama_gguf import save_llama
 from yupana.models.perplexity import perplexity
 from yupana.models.session import Session
+from yupana.models.vocabulary import Vocabulary
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CONFIG = LlamaConfig(n_vocab=13, n_ctx=16, n_embd=16, n_layer=1, n_head=2)
@@ -76,3 +79,17 @@ def test_the_program_ends_at_the_number_of_llama_cpp(capsys, tmp_path):
     assert float(final[6]) == pytest.approx(6.43, abs=0.01)
     assert "prompt eval time" in err
     assert "4096 tokens" in err
+
+
+def test_the_time_it_will_take_is_told_without_that_of_the_first_chunk(
+    capsys, tmp_path, monkeypatch
+):
+    path, text = tmp_path / "m.gguf", tmp_path / "text.txt"
+    config = LlamaConfig(n_vocab=257, n_ctx=16, n_embd=16, n_layer=1, n_head=2)
+    save_llama(path, Llama(config).init(seed=1), Vocabulary.from_bytes())
+    text.write_text("a llama " * 20, encoding="utf-8")
+    ticks = iter([0.0, 100.0, 103.0, *range(104, 120)])  # the first one waits for kernels
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr("yupana.commands.perplexity.time", clock)
+    assert main(["perplexity", str(path), "-f", str(text), "-c", "16"]) == 0
+    assert "3.00 seconds per chunk, 0.50 minutes in all" in capsys.readouterr().err

@@ -52,12 +52,14 @@ def run(settings: Settings) -> int:
     say(f"perplexity of {wanted} chunks of {s.ctx_size} tokens, {len(ids)} tokens in all")
     last: Estimate | None = None
     line = Line()
-    started = time.perf_counter()
+    before = time.perf_counter()
     with timings.prompt.measured(wanted * s.ctx_size):
         for last in estimates:
-            if last.chunk == 1:
-                seconds = time.perf_counter() - started
+            now = time.perf_counter()
+            if last.chunk == min(2, wanted):  # the first one waits for kernels
+                seconds = now - before
                 say(f"{seconds:.2f} seconds per chunk, {seconds * wanted / 60:.2f} minutes in all")
+            before = now
             line.add(f"[{last.chunk}]{last.perplexity:.4f},")
     print()
     assert last is not None  # there is a chunk, or `perplexity` had refused
