@@ -264,3 +264,13 @@ def test_deviations_are_known_well_enough_before_an_element_is_called_wrong():
     first, second = (compare.rounding_noise([total], values, n)[total] for n in (1, 12))
     assert first.min() < 0.5 * np.median(first), "by chance, of thousands of elements alike"
     assert second.min() > 0.7 * np.median(second)
+
+
+def test_an_edge_beside_the_point_is_no_wrong_gradient():
+    """The larger of two elements that the steps of a central difference exchange."""
+
+    def nearly_alike(d):
+        x = d.floats((2, 1), dtypes=("f32",), layouts=("contiguous",))
+        return call(x.set([[1.0], [1.0 + 2.0**-20]]), "max", (2, 1))
+
+    assert check_op(changed("pool_2d", samples=nearly_alike), examples=3).worst["gradient"] < 1
