@@ -9,6 +9,7 @@ import pytest
 from yupana.cli import main
 from yupana.graphlib.errors import DataError, SettingError, YupanaError
 from yupana.models.adapter_files import load_adapter
+from yupana.models.formats import GgufFile, write_gguf
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.models.llama_gguf import save_llama
 from yupana.models.loading import load_model
@@ -231,6 +232,34 @@ def test_a_checkpoint_wants_its_base_and_its_settings(base, tmp_path):
     other.write_text(TEXT[:-9])
     with pytest.raises(DataError, match="made with other training data"):
         finetune(settings(base, tmp_path, checkpoint_in=state, train_data=other))
+
+
+def test_a_base_in_several_files(base, tmp_path):
+    with GgufFile(base / "q8.gguf") as file:
+        tensors = {n: (i.type, i.shape, np.array(i.raw)) for n, i in file.tensors.items()}
+        names, metadata = [*tensors], {**file.metadata.typed()}
+    for number, some in enumerate((names[:5], names[5:])):
+        entries = (metadata if number == 0 else {}) | {
+            "split.no": np.uint16(number),
+            "split.count": np.uint16(2),
+            "split.tensors.count": np.int32(len(names)),
+        }
+        path = tmp_path / f"base-{number + 1:05}-of-00002.gguf"
+        write_gguf(path, entries, {name: tensors[name] for name in some})
+    split = {"model_base": tmp_path / "base-00001-of-00002.gguf", "adam_iter": 2}
+    state, out = tmp_path / "state.gguf", tmp_path / "m.gguf"
+    one = finetune(settings(base, tmp_path, adam_iter=2)).train().history.losses
+    run = finetune(settings(base, tmp_path, **split, checkpoint_out=state, model_out=out))
+    assert run.train().history.losses == one
+    with GgufFile(out) as merged:
+        assert [*merged.tensors] == names
+    with path.open("r+b") as second:  # one bit of the last weight
+        second.seek(-40, 2)
+        byte = second.read(1)
+        second.seek(-40, 2)
+        second.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(DataError, match="made with another base"):
+        finetune(settings(base, tmp_path, **split, checkpoint_in=state))
 
 
 def test_a_line_that_is_no_json_is_named(base, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from yupana.graphlib.errors import DataError, SettingError
-from yupana.models.formats import expect
+from yupana.models.formats import GgufFile, expect
 from yupana.models.llama import LlamaConfig
 from yupana.models.llama_gguf import llama_metadata
 from yupana.train.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def adapter_entries(settings: FinetuneSettings, config: LlamaConfig) -> dict[str
     names = [*(f.name for f in fields(LoraSettings)), "train_whole", *OF_MODEL]
     return llama_metadata(config) | {
         _SETTINGS: json.dumps({name: getattr(settings, name) for name in names}),
-        BASE_HASH: hash_file(settings.model_base),
+        BASE_HASH: hash_model(settings.model_base),
     }
 
 
@@ -105,10 +105,13 @@ def _refuse(start: Checkpoint, name: str, given: object, there: object) -> None:
     )
 
 
-def hash_file(path: Path) -> str:
-    """Of a file's content."""
+def hash_model(path: Path) -> str:
+    """Of the content of a model's file, or of all its files."""
+    with GgufFile(path) as model:
+        parts = model.parts
     digest = hashlib.blake2b(digest_size=8)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    for part in parts:
+        with part.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
     return digest.hexdigest()

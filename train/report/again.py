@@ -11,7 +11,7 @@ import numpy as np
 from yupana.graphlib.errors import DataError
 from yupana.models.formats import GgufFile
 from yupana.models.llama import Llama, LlamaConfig
-from yupana.train.adapted import hash_file
+from yupana.train.adapted import hash_model
 from yupana.train.finetune import adapt, load_base
 from yupana.train.record import read_settings
 from yupana.train.report.runlog import RunLog
@@ -51,7 +51,7 @@ def _finetuning(log: RunLog, is_packed: bool) -> Step:
     path = log.file(log.record["base"]["path"])
     if not path.exists():
         raise DataError(f"the model {path}, whose adapter this is, is not there any more")
-    if hash_file(path) != log.record["base"]["hash"]:
+    if hash_model(path) != log.record["base"]["hash"]:
         raise DataError(f"the model {path}, whose adapter this is, has changed since")
     settings = read_settings(FinetuneSettings, log.record["settings"])
     settings = replace(settings, model_base=path)
