@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -355,3 +356,14 @@ def test_plain_lines_are_few():
     lines.show(Status(100, 100, 1.0, 2.0))
     lines.tell("done")
     assert stream.getvalue() == "step 1/100  loss 1.000\nstep 100/100  loss 1.000\ndone\n"
+
+
+def test_warnings_say_what_is_wrong_and_not_where_it_was_raised(capsys, monkeypatch):
+    def warn(settings):
+        print(warnings.formatwarning("mlock: low limit", UserWarning, "mapping.py", 109), end="")
+        return 0
+
+    monkeypatch.setattr("yupana.commands.inspect.run", warn)
+    assert main(["inspect", "m.gguf"]) == 0
+    assert capsys.readouterr().out == "yupana: mlock: low limit\n"
+    assert "mapping.py:109" in warnings.formatwarning("x", UserWarning, "mapping.py", 109)

@@ -6,6 +6,7 @@ import errno
 import importlib
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 
 # Only the program that is asked for is imported: each later run starts at once.
@@ -63,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given[0] not in PROGRAMS:
         return _fail(f"no such program: got {given[0]!r}, want one of {', '.join(PROGRAMS)}.", 2)
-    return _run(given[0], given[1:])
+    usual, warnings.formatwarning = warnings.formatwarning, _warning
+    try:
+        return _run(given[0], given[1:])
+    finally:
+        warnings.formatwarning = usual
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -121,6 +126,11 @@ def _help() -> str:
             "`yupana PROGRAM --help` lists a program's settings with their defaults.",
         ]
     )
+
+
+def _warning(message: Warning | str, *where: object, **more: object) -> str:
+    """A warning as users of the command line want it: what it says, not where it was raised."""
+    return f"yupana: {message}\n"
 
 
 def _fail(message: str, code: int) -> int:
