@@ -152,6 +152,8 @@ def test_a_token_across_the_beginning_of_an_answer_belongs_to_it(tmp_path):
         ('{"prompt": "a", "completion": null}', "line 2: completion: got NoneType"),
         ('{"messages": "a"}', "line 2: messages: got something else"),
         ('{"messages": [{"content": "a"}]}', "line 2: messages: got something else"),
+        ('{"messages": [{"role": "user"}]}', "content of message 1: got none, want a string"),
+        ('{"messages": [{"role": "user", "content": 5}]}', "content of message 1: got int"),
         ('{"messages": []}', "no chat template|want a chat template"),
     ],
 )

@@ -270,6 +270,12 @@ def _chat(
         raise DataError(
             'messages: got something else, want a list of {"role": …, "content": …} objects.'
         )
+    for k, message in enumerate(messages):
+        content = message.get("content")
+        # Templates write lists of parts, and calls of tools, each in their own way.
+        if not isinstance(content, str | list) and "tool_calls" not in message:
+            got = type(content).__name__ if "content" in message else "none"
+            raise DataError(f"messages: content of message {k + 1}: got {got}, want a string.")
     whole = template(messages, False)
     answers: list[tuple[int, int]] = []
     for k, message in enumerate(messages):
