@@ -104,6 +104,18 @@ def test_a_checkpoint_is_written_as_an_adapter_without_training(base, tmp_path, 
     assert "Pass --train-data FILE" in capsys.readouterr().err
 
 
+def test_a_seed_below_0_is_another_each_time(base, tmp_path):
+    state = tmp_path / "state.gguf"
+    runs = [finetune(settings(base, tmp_path, seed=-1, checkpoint_out=state)) for _ in range(2)]
+    firsts = [next(iter(run.adapter.parameters.values())).numpy() for run in runs]
+    assert not np.array_equal(*firsts)
+    seed = runs[1].settings.seed
+    again = finetune(settings(base, tmp_path, seed=seed)).train().history.losses
+    assert runs[1].train().history.losses == again
+    more = finetune(settings(base, tmp_path, seed=-1, checkpoint_in=state, adam_iter=8))
+    assert more.loop.batches.seed == seed  # a run that goes on keeps the order of its data
+
+
 def test_what_the_base_says_of_itself_can_be_overridden(base, tmp_path):
     usual = finetune(settings(base, tmp_path))
     other = finetune(settings(base, tmp_path, rope_freq_scale=0.5, norm_rms_eps=1e-3))
@@ -191,6 +203,8 @@ def test_whole_weights_and_the_merged_model(base, tmp_path):
         ({"ctx": 100_000}, "context is longer than the data"),
         ({"batch": 0}, "batch is out of range"),
         ({"lora_r": 0}, "lora_r is out of range: got 0"),
+        ({"seed": -5}, "seed is out of range: got -5, want at least 0, or -1 for any"),
+        ({"adam_alpha": -1.0}, "alpha is out of range: got -1"),
         ({"patience": 2, "validation": 0.0}, "patience: got 2 looks at the validation loss with"),
         ({"param_group": ("blk.7.*=0.1",)}, "got 'blk.7.*', want a pattern that matches one of"),
         ({"param_group": ("*=0.1",), "optimizer": "lbfgs"}, "got it with optimizer lbfgs"),

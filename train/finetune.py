@@ -121,6 +121,7 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
         finetune(settings).train()
     """
     settings.check()
+    settings = settings.seeded()
     places = Places(settings, settings.lora_out, "adapter", settings.model_out)
     places.check(model_base=settings.model_base, train_data=settings.source)
     o = _open(settings)

@@ -82,6 +82,7 @@ def prepare(
             fit.
     """
     settings.check()
+    settings = settings.seeded()
     places = Places(settings, settings.model_out, "model")
     places.check(
         train_data=None if isinstance(source, str) else source, vocab_model=settings.vocab_model

@@ -5,9 +5,10 @@ The command line is made from these classes: a field is a flag, the comment abov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from tyro.conf import arg
 
@@ -67,7 +68,7 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
     memory_budget: str | None = None
     # Attention in one op, without the matrix of all scores; off: as separate nodes.
     use_flash: bool = True
-    # Seed of the weights and of the order of the data.
+    # Seed of the weights and of the order of the data; -1: another one each time.
     seed: Annotated[int, arg(aliases=["-s"])] = 1337
     # Take the data in a new order when going on from a checkpoint.
     force_reshuffle: bool = False
@@ -153,9 +154,14 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
         self.checkpoints(None)
         self.check_data()
         self.check_writing()
+        require("train", "seed", self.seed, self.seed >= -1, "at least 0, or -1 for any")
+        self.optimiser()
         self.schedule()
         self.stop_rules()
-        self.optimiser()
+
+    def seeded(self) -> Self:
+        """The settings, with a seed of their own if any will do."""
+        return self if self.seed >= 0 else replace(self, seed=secrets.randbits(31))
 
     def optimiser(self) -> OptimiserSettings | LbfgsSettings:
         """The optimiser's settings.
