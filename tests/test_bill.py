@@ -13,7 +13,7 @@ from yupana.graphlib.budget import MemoryBudget
 from yupana.graphlib.errors import SettingError
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.train import run as runs
-from yupana.train.bill import make_bill
+from yupana.train.bill import fitting_step, make_bill
 from yupana.train.lbfgs import LbfgsSettings
 from yupana.train.memory import available_bytes, parse_size
 from yupana.train.optimiser import AdamWSettings
@@ -134,6 +134,31 @@ def test_a_run_that_cannot_fit_is_refused_with_settings_that_would(tmp_path, mon
     assert run_of(tmp_path, batch=1, ctx=int(found[1])).bill.total <= limit
 
     assert "smaller model" in refused(1000)
+
+
+def test_few_searches_are_made_for_what_cannot_fit():
+    """A search plans a deep model many times, which takes seconds."""
+    asked = []
+
+    def record(checkpoints, n_batch, n_ctx):
+        asked.append(checkpoints)
+        config = LlamaConfig(n_vocab=31, n_ctx=n_ctx, n_embd=32, n_layer=4, n_head=2, n_ff=64)
+        model = Llama(config, yp.Context(no_alloc=True))
+        return record_step(model, n_batch, AdamWSettings(), checkpoints)
+
+    def refused(limit):
+        asked.clear()
+        with pytest.raises(SettingError) as caught:
+            fitting_step(record, MemoryBudget(limit), 64, 512, limit)
+        return str(caught.value), [type(c) for c in asked].count(MemoryBudget)
+
+    message, searches = refused(1000)
+    assert "smaller model" in message
+    assert searches == 1
+    least = make_bill(record("all", 1, 512)).total
+    message, searches = refused(least)
+    assert re.search(r"auto, batch 1 it needs", message)
+    assert searches == 2
 
 
 def test_a_budget_takes_the_cheapest_and_leaves_the_rest():
