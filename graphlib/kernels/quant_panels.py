@@ -45,7 +45,7 @@ from yupana.graphlib.kernels.vector import (
 )
 from yupana.graphlib.quants import FORMATS
 
-_HAS_VNNI = HAS_AVX512 and "avx512vnni" in FEATURES
+HAS_VNNI = HAS_AVX512 and "avx512vnni" in FEATURES
 _LEAST_ROWS = 5  # fewer do not repay laying B out
 _ROWS, _COLUMNS = 8, 16  # of a tile
 _BYTES = ir.VectorType(I8, 4 * _COLUMNS)
@@ -60,7 +60,7 @@ _OFFSET = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")  # types whose lines have off
 def suits(gemm: Gemm) -> bool:
     """Whether `lower` takes this product, of A in a type of `ROUNDED` and a quantised B."""
     many = gemm.rows >= _LEAST_ROWS and gemm.batches == 1
-    return _HAS_VNNI and many and has_near_outputs(gemm)
+    return HAS_VNNI and many and has_near_outputs(gemm)
 
 
 def workspace_bytes(gemm: Gemm) -> int:
