@@ -276,6 +276,15 @@ def test_a_base_in_several_files(base, tmp_path):
         finetune(settings(base, tmp_path, **split, checkpoint_in=state))
 
 
+def test_adapters_and_checkpoints_are_no_bases(base, tmp_path):
+    state = tmp_path / "state.gguf"
+    finetune(settings(base, tmp_path, adam_iter=1, checkpoint_out=state)).train()
+    for file, kind in (("a.gguf", "adapter"), ("state.gguf", "checkpoint of an adapter")):
+        other = settings(base, tmp_path, model_base=tmp_path / file, lora_out=tmp_path / "b.gguf")
+        with pytest.raises(SettingError, match=f"got a file of type '{kind}', want the model"):
+            finetune(other)
+
+
 def test_a_line_that_is_no_json_is_named(base, tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text('{"text": "the llama"}\n{"text": \n')

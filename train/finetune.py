@@ -26,7 +26,7 @@ from yupana.models.tokenizer import read_tokenizer
 from yupana.models.tokenizer_base import Tokenizer
 from yupana.train.adapted import BASE_HASH, OF_MODEL, adapter_entries, check_start, go_on
 from yupana.train.adapter_formats import check_outputs, without_tied_pair
-from yupana.train.checkpoint import ADAPTER, Checkpoint, Progress, save_checkpoint
+from yupana.train.checkpoint import ADAPTER, MODEL, Checkpoint, Progress, save_checkpoint
 from yupana.train.files import RunFiles
 from yupana.train.loop import History, Outcome
 from yupana.train.lora import TrainedAdapter
@@ -203,9 +203,9 @@ def _open(settings: FinetuneSettings) -> _Opened:
         settings = go_on(settings, start)
     check_outputs(settings)
     with GgufFile(settings.model_base) as file:
+        base = load_base(file)
         tokenizer = read_tokenizer(file.metadata)
         template = _template(settings, file, tokenizer)
-        base = load_base(file)
     seed = order_seed(settings, start)
     model, adapter, whole = adapt(base, settings, seed)
     opened = _Opened(settings, start, model, tokenizer, template, adapter, whole, seed)
@@ -218,8 +218,13 @@ def load_base(file: GgufFile) -> Llama:
     """The model of a file, to be adapted.
 
     Raises:
-        SettingError: it is no LLaMA.
+        SettingError: it is no model, or no LLaMA.
     """
+    kind = expect(file.metadata, "general.type", str, "model")
+    if expect(file.metadata, "training.type", str, MODEL) != MODEL:
+        kind = "checkpoint of an adapter"
+    if kind != "model":
+        raise SettingError(f"{file.path}: got a file of type {kind!r}, want the model to adapt.")
     base = load_model(file, rounds=False)
     if not isinstance(base, Llama):
         raise SettingError(f"{file.path}: got a model of {base.architecture!r}, want 'llama'.")
