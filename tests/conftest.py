@@ -18,7 +18,7 @@ collect_ignore_glob = ["torch_*.py"]
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
 # The same few examples in every run: a failure is the change's, and the run is short.
-settings.register_profile("default", **_COMMON, max_examples=15, derandomize=True, database=None)
+settings.register_profile("default", **_COMMON, max_examples=12, derandomize=True, database=None)
 settings.register_profile(
     "ci", **_COMMON, max_examples=100, derandomize=True, database=None, print_blob=True
 )

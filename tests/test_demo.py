@@ -22,10 +22,12 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
     return (code, *capsys.readouterr())
 
 
-DEMO = ["demo", "--steps=2", "--lora-steps=2", "--n-predict=5", "--out=here", "--threads=1"]
+DEMO = ["demo", "--steps=2", "--lora-steps=30", "--n-predict=5", "--out=here", "--threads=1"]
 
 
-def test_demo_says_what_is_compiled_before_it_writes(capsys, folder, monkeypatch):
+def test_demo_without_an_adapter_says_what_is_compiled_before_it_writes(
+    capsys, folder, monkeypatch
+):
     said = ""
 
     class Compiled(Pass):  # a message about kernels must not land in the middle of the text
@@ -39,9 +41,16 @@ def test_demo_says_what_is_compiled_before_it_writes(capsys, folder, monkeypatch
     code, out, _ = call(capsys, *DEMO[:2], "--lora-steps=0", *DEMO[3:])
     assert (code, bool(said)) == (0, True)
     assert "The following" in out
+    assert "adapter" not in said + out
+    assert not (folder / "here" / "adapter.gguf").exists()
 
 
-def test_demo_leaves_model_adapter_curves_and_pictures(capsys, folder):
+def test_demo_takes_no_steps_below_0(capsys, folder):
+    assert call(capsys, *DEMO[:2], "--lora-steps=-1", *DEMO[3:])[0] == 2
+    assert not any(folder.iterdir())
+
+
+def test_demo_leaves_files_and_shows_what_the_adapter_changed(capsys, folder):
     code, out, _ = call(capsys, *DEMO)
     assert code == 0
     listed = {line.split()[-1] for line in out.splitlines() if line.startswith("  ")}
@@ -51,24 +60,12 @@ def test_demo_leaves_model_adapter_curves_and_pictures(capsys, folder):
     listed = {name for name in listed if name.startswith("here/")}
     assert listed - {"here/graph.svg", "here/graph.dot"} == {f"here/{name}" for name in wanted}
     assert all((folder / name).stat().st_size > 100 for name in listed)
-
-
-def test_demo_shows_what_the_adapter_changed(capsys, folder):
-    _, out, _ = call(capsys, *DEMO[:2], "--lora-steps=30", *DEMO[3:])
     before, after = re.findall(r"program text: (\S+) before, (\S+) with the adapter", out)[0]
     assert float(after) < float(before) - 0.1
     without, _, with_ = out.partition("without the adapter:")[2].partition("with the adapter:")
     assert "    def " in without
     assert "    def " in with_
     assert with_.split("validation loss")[0].strip() != without.strip()
-
-
-def test_demo_goes_without_an_adapter(capsys, folder):
-    code, out, _ = call(capsys, *DEMO[:2], "--lora-steps=0", *DEMO[3:])
-    assert code == 0
-    assert "adapter" not in out
-    assert not (folder / "here" / "adapter.gguf").exists()
-    assert call(capsys, *DEMO[:2], "--lora-steps=-1", *DEMO[3:])[0] == 2
 
 
 def test_demo_without_dot_writes_the_source_and_says_what_to_install(capsys, folder, monkeypatch):

