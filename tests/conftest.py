@@ -1,15 +1,21 @@
 """Hypothesis profiles: `pytest --hypothesis-profile=thorough` draws a hundred times more."""
 
+import os
 import signal
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from yupana.graphlib.kernels import companion
 from yupana.graphlib.op import REGISTRY
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which their processes
 # would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # every core has its process already
+    companion.WORTH_A_PROCESS = sys.maxsize
 
 # Helpers that import torch where they stand: imported by tests that ask for it first.
 collect_ignore_glob = ["torch_*.py"]

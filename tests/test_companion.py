@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from yupana.graphlib.kernels import companion as module
 from yupana.graphlib.kernels.companion import Shares, companion
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks safely")
@@ -15,6 +16,7 @@ JOBS = 12
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(module, "WORTH_A_PROCESS", 6)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import yupana as yp
+from tests.targets import shared_cache
 from yupana.custom import (
     Call,
     KernelError,
@@ -77,7 +78,11 @@ print(*y, arrays(yp.tensor([1.0])).item(), counts["compiled"], counts["loaded"])
 HELPERS = "CONSTANTS = (10.0, 20.0)\ndef twice(x):\n    return x + x\n"
 
 
-def test_a_second_process_compiles_nothing_of_a_users_file_but_what_changed(tmp_path):
+def test_a_second_process_compiles_nothing_of_a_users_file_but_what_changed(
+    tmp_path, tmp_path_factory
+):
+    cache = shared_cache(tmp_path_factory, "")
+
     def run(*edits: tuple[str, str, str]) -> list[float]:
         for name, text in (("mine.py", FILE), ("helpers.py", HELPERS)):
             for file, old, new in edits:
@@ -89,7 +94,7 @@ def test_a_second_process_compiles_nothing_of_a_users_file_but_what_changed(tmp_
             cwd=tmp_path,
             env={
                 **os.environ,
-                "YUPANA_CACHE_DIR": str(tmp_path / "cache"),
+                "YUPANA_CACHE_DIR": cache,
                 "PYTHONPATH": str(ROOT),
             },
             capture_output=True,

@@ -1,4 +1,4 @@
-"""Matrix multiplication on other processors, at the end of memory, and from the disk cache.
+"""Matrix multiplication on other processors, and at the end of memory.
 
 Each runs in a process of its own: the target is chosen when numba is imported, and a read
 beyond an operand ends the process.
@@ -16,11 +16,8 @@ import numpy as np
 import pytest
 
 from tests.targets import TARGETS, in_process, shared_cache
-from yupana.graphlib.kernels.compiler import counts, function_type
+from yupana.graphlib.kernels.compiler import function_type
 from yupana.graphlib.kernels.gemm import Gemm, Matrix, lower, workspace_bytes
-from yupana.graphlib.kernels.gemm_dots import DOTS
-from yupana.graphlib.kernels.gemm_kernels import PACK_PANELS, TILES
-from yupana.graphlib.kernels.gemm_pack import PACK
 
 _other = pytest.mark.skipif(platform.machine() != "x86_64", reason="for other x86 processors")
 _kept: list[Any] = []  # memory that addresses point to
@@ -45,14 +42,8 @@ def test_other_processors(target: str, caches: dict[str, str]) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages by mprotect")
 @pytest.mark.parametrize("target", ["", *(pytest.param(t, marks=_other) for t in TARGETS)])
 def test_nothing_beyond_the_operands_is_touched(target: str, caches: dict[str, str]) -> None:
-    done = in_process(__file__, "edges", target=target, cache=caches[target])
+    done = in_process(__file__, target=target, cache=caches[target])
     assert done.stdout.split() == ["done"], (done.returncode, done.stderr[-1000:])
-
-
-def test_second_process_compiles_nothing(tmp_path: Path) -> None:
-    for expected in (["4", "0"], ["0", "4"]):
-        done = in_process(__file__, "compile", target="", cache=str(tmp_path))
-        assert done.stdout.split() == expected, done.stderr
 
 
 def at_page_end(values: np.ndarray[Any, Any]) -> int:
@@ -86,11 +77,7 @@ def multiply_ones(rows: int, cols: int, inner: int, turned: tuple[bool, bool], d
     assert (np.ctypeslib.as_array(floats, (rows, cols)) == inner + 1).all()
 
 
-def main(what: str) -> None:
-    if what == "compile":
-        assert all(k.address for k in (TILES, PACK_PANELS, PACK["f32"], DOTS["f32"]))
-        print(counts["compiled"], counts["loaded"])
-        return
+def main() -> None:
     sizes = [(1, 1, 1), (3, 5, 7), (3, 5, 17), (9, 17, 33), (5, 50, 90), (300, 65, 130)]
     turns = [(a, b) for a in (False, True) for b in (False, True)]
     for size, turned, dtype in itertools.product(sizes, turns, ("f32", "f16")):
@@ -99,4 +86,4 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_WORTH_A_PROCESS = 6  # jobs; each takes tenths of a second, the fork hundredths
+WORTH_A_PROCESS = 6  # jobs; each takes tenths of a second, the fork hundredths
 
 
 class Shares:
@@ -50,7 +50,7 @@ def companion(n_jobs: int, do: Callable[[int], object]) -> Iterator[Shares]:
     A job must be one that leaves its result on disk, and may be done twice.
     """
     shares = Shares(n_jobs)
-    child = _fork() if n_jobs >= _WORTH_A_PROCESS else None
+    child = _fork() if n_jobs >= WORTH_A_PROCESS else None
     if child == 0:
         _work(shares, do)
     try:
