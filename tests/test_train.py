@@ -25,6 +25,7 @@ from yupana.train.log import Log
 from yupana.train.loop import History, Keeper, Loop, LoopSettings, read_history
 from yupana.train.optimiser import AdamWSettings
 from yupana.train.pretrain import prepare, write_model
+from yupana.train.progress import Silent
 from yupana.train.schedule import Schedule
 from yupana.train.settings import RunSettings
 from yupana.train.step import Evaluation, TrainingStep
@@ -105,6 +106,27 @@ class Endless:
 def make_loop(step, steps, **more) -> Loop:
     loop_settings = LoopSettings(steps=steps, eval_every=1, save_every=2)
     return Loop(step, Endless(), Schedule("constant", warmup=0), loop_settings, **more)
+
+
+def test_the_first_step_says_nothing_of_the_time_that_is_left(tmp_path, monkeypatch):
+    now, left = [0.0], []
+
+    class Watch(Silent):
+        def show(self, status):
+            left.append(status.left_s)
+
+    monkeypatch.setattr("yupana.train.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("yupana.train.loop.time.perf_counter", lambda: now[0])
+    run = prepare(TEXT, settings(tmp_path, adam_iter=4, generate_every=0), Watch())
+    step = run.loop.step.run
+
+    def run_step(*args):  # the first one waits for kernels
+        now[0] += 1.0 if now[0] else 100.0
+        return step(*args)
+
+    monkeypatch.setattr(run.loop.step, "run", run_step)
+    run.train()
+    assert [*dict.fromkeys(left)][1:] == [2.0, 1.0, 0.0]
 
 
 def test_a_resumed_run_gives_the_same_bits(tmp_path):

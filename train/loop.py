@@ -185,13 +185,17 @@ class Loop:
         """Train to the end; returns whether somebody asked to stop, and a rule's reason to."""
         history, settings = self.history, self.settings
         first, start = history.step, time.monotonic()
+        second = start  # when the second step of these begins
         if first == 0:
             self._write()  # what it could say before
         while history.step < settings.steps:
             loss = self._train_once()
-            done = history.step - first
-            spent = time.monotonic() - start
-            self._status.left_s = spent / done * (settings.steps - history.step)
+            now = time.monotonic()
+            spent, done = now - start, history.step - first
+            if done == 1:
+                second = now  # before it, kernels are compiled or loaded
+            each = (now - second) / (done - 1) if done > 1 else self._busy_s
+            self._status.left_s = each * (settings.steps - history.step)
             self.display.show(self._status)
             reason = after_step(settings.rules, history.stop, loss, spent)
             last = history.step == settings.steps
