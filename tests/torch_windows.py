@@ -192,8 +192,9 @@ def depthwise_back(g: Any, w: Any, plane: Any, **p: Any) -> Any:
     return back_to(shape, lambda x: depthwise(w, x, **p), g)
 
 
-def attention_cells(q: Any, k: Any, v: Any, cells: Any, *, scale: float) -> Any:
+def attention_cells(q: Any, k: Any, v: Any, cells: Any, *, scale: float, half: bool) -> Any:
     """A mask over the cells of all sequences, as llama.cpp has it."""
+    assert not half, "torch does not round as llama.cpp does; see test_rounding.py"
     n_cells, group = k.shape[1], q.shape[1] // k.shape[2]
     q, k, v = q.transpose(0, 1), *(x.flatten(0, 1).transpose(0, 1) for x in (k, v))
     k, v = (x.repeat_interleave(group, 0) for x in (k, v))  # (H, S * N, …)
