@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import subprocess
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.mounts import mounted
 from yupana.cli import main
 from yupana.graphlib.errors import SettingError
 from yupana.models.formats import temporary_of
@@ -135,16 +135,8 @@ def test_a_run_goes_on_in_its_own_checkpoint(folder):
 @pytest.fixture
 def closed(tmp_path):
     """A folder that takes no files, from root neither."""
-    folder = tmp_path / "closed"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
-    if (
-        not shutil.which("mount")
-        or subprocess.run(mount, check=False, capture_output=True).returncode
-    ):
-        pytest.skip("needs the right to mount")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "closed", "ro") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize(
