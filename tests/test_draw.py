@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import stat
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import yupana as yp
+from tests.work import lines_run
 from yupana import ops
 from yupana.graphlib.draw import draw_graph, draw_plan
 from yupana.graphlib.draw.dot import STYLES, to_dot
@@ -292,13 +292,16 @@ def test_svg_holds_a_group_for_each_box_and_arrow(tmp_path):
     assert sum("layer × 4" in t for t in texts(tmp_path / "g.svg")) == 3
 
 
+def test_the_work_of_a_picture_grows_as_its_graph():
+    graphs = llama(16), llama(32)
+    sizes = [len(graph.nodes) for graph in graphs]
+    work = [lines_run(lambda graph=graph: to_dot(make_outline(graph))) for graph in graphs]
+    assert work[1] / work[0] < 1.1 * sizes[1] / sizes[0]
+
+
 @needs_dot
-def test_a_deep_training_graph_draws_within_two_seconds(tmp_path):
-    graph = llama(32)
-    start = time.perf_counter()
-    path = graph.draw(tmp_path / "deep.svg")
-    assert time.perf_counter() - start < 2
-    assert path.stat().st_size < 400_000
+def test_the_picture_of_a_deep_training_graph_is_small(tmp_path):
+    assert llama(32).draw(tmp_path / "deep.svg").stat().st_size < 400_000
 
 
 def test_without_dot_the_source_is_written_and_the_warning_says_what_to_install(

@@ -2,7 +2,7 @@
 
 import json
 import random
-import time
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.work import lines_run
 from yupana.graphlib.errors import DataError, FileFormatError, SettingError
 from yupana.models.formats import GgufFile, write_gguf
 from yupana.models.tokenizer import TokenType, load_tokenizer, read_tokenizer
@@ -109,6 +110,17 @@ def test_a_long_word_is_joined_from_the_left():
     tokenizer = read_tokenizer(bpe_entries())
     pair, three = tokenizer.id_of("aa"), tokenizer.id_of("aaa")
     assert tokenizer.encode("a" * 301) == [pair] * 149 + [three]
+
+
+@pytest.mark.parametrize("metadata", [spm_entries(), bpe_entries()], ids=["spm", "bpe"])
+def test_the_work_of_a_text_and_of_a_long_word_grows_as_their_length(metadata):
+    mixed = "".join(random.Random(1).choices("abc aé", k=2000))
+    for text in (mixed, "a" * 2000):
+        once, twice = (
+            lines_run(lambda part=part: read_tokenizer(metadata).encode(part))
+            for part in (text[:1000], text)
+        )
+        assert twice < 2.2 * once
 
 
 def test_a_stream_never_shows_half_a_character():
@@ -238,19 +250,22 @@ def test_a_file_is_read_and_named_in_errors(tmp_path):
         load_tokenizer(tmp_path / "missing.gguf")
 
 
-def test_opening_32000_words_takes_at_most_30_ms(tmp_path):
-    rng = random.Random(0)
-    words = [f"{rng.random():.{rng.randint(1, 16)}f}x{k}" for k in range(32_000)]
+def test_opening_a_file_goes_past_its_words_without_decoding_them(tmp_path):
+    words = [f"{random.Random(k).random()}x{k}" for k in range(4000)]
     path = tmp_path / "v.gguf"
-    write_gguf(path, entries(model="llama", tokens=words, scores=np.zeros(32_000, "f4")), {})
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
+    write_gguf(path, entries(model="llama", tokens=words, scores=np.zeros(4000, "f4")), {})
+    assert lines_run(lambda: GgufFile(path)) < 4 * len(words)
+    tracemalloc.start()
+    try:
         file = GgufFile(path)
-        times.append(time.perf_counter() - start)
-    assert file.metadata.length("tokenizer.ggml.tokens") == 32_000
-    assert file.metadata["tokenizer.ggml.tokens"] == words
-    assert min(times) < 0.030
+        assert file.metadata.length("tokenizer.ggml.tokens") == len(words)
+        _, opened = tracemalloc.get_traced_memory()
+        assert file.metadata["tokenizer.ggml.tokens"] == words
+        _, decoded = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert opened < 2 * len(words)  # bytes, of which one string has about 70
+    assert decoded > 60 * len(words)
 
 
 @needs_data
@@ -283,10 +298,7 @@ def test_llama_ids_are_those_of_llama_cpp():
 def test_a_megabyte_comes_back(name):
     text = (DATA / "tinyshakespeare.txt").read_text()
     tokenizer = load_tokenizer(DATA / f"ggml-vocab-{name}.gguf")
-    start = time.perf_counter()
-    ids = tokenizer.encode(text)
-    assert time.perf_counter() - start < 30  # 1 to 2 s alone on a slow core
-    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("kind", ["bytes", "characters", "bpe"])
