@@ -168,8 +168,8 @@ class Op(Generic[P]):
     # Source -> FLOPs per element of the result, or a function of the node.
     cost: float | Callable[[Tensor], Cost] = 1.0
     family: str = "other"
-    # Whether float32 results follow the formula to rounding; samples may set tolerances else.
-    tolerance: float = 1.0
+    # How much more than usual rounding may change, or a function of the node that says so.
+    tolerance: float | Callable[[Tensor], float] = 1.0
     # Steps a gradient check needs that are not smooth everywhere skip: see check.py.
     grad_check: bool = True
 
@@ -215,6 +215,10 @@ class Op(Generic[P]):
             view_offset=offset,
             site=creation_site(),
         )
+
+    def tolerance_of(self, node: Tensor) -> float:
+        """How much more than usual rounding may change in a node of this op."""
+        return self.tolerance(node) if callable(self.tolerance) else self.tolerance
 
     def cost_of(self, node: Tensor) -> Cost:
         """FLOPs and bytes of a node of this op."""

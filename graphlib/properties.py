@@ -74,7 +74,7 @@ def _check_values(op: AnyOp, trace: Trace, **options: Any) -> float:
     if op.is_view:
         _check_view(node)
     graph = Graph([node], _order(trace))
-    factor = 0.0 if op.family in _EXACT else op.tolerance
+    factor = 0.0 if op.family in _EXACT else op.tolerance_of(node)
     return Expected(graph).check(op.name, graph.compile(threads=1, fuse=False), factor)
 
 
@@ -120,6 +120,7 @@ class _Sum:
     result: Tensor
     weights: Array
     params: dict[Tensor, int]  # and the number of the source that each leads to
+    tolerance: float  # of the op's node
 
 
 def check_gradient(op: AnyOp, trace: Trace) -> float:
@@ -131,7 +132,7 @@ def check_gradient(op: AnyOp, trace: Trace) -> float:
     grads = graph.backward(summed.loss)
     expected = Expected(graph)
     program = graph.compile(threads=1, fuse=False)
-    worst = expected.check(f"{op.name}: gradient", program, op.tolerance)
+    worst = expected.check(f"{op.name}: gradient", program, summed.tolerance)
     if not op.grad_check:
         return worst
     for param in summed.params:
@@ -152,7 +153,7 @@ def check_gradient_f32(op: AnyOp, trace: Trace) -> float:
         graph.backward(summed.loss)
         program = graph.compile(threads=1, fuse=False)
         name = f"{op.name}: gradient in float32"
-        worst = max(worst, Expected(graph).check(name, program, 2 * op.tolerance))
+        worst = max(worst, Expected(graph).check(name, program, 2 * summed.tolerance))
     return worst
 
 
@@ -173,7 +174,7 @@ def _weighted_sum(op: AnyOp, trace: Trace, dtype: str | None) -> _Sum | None:
     if op.vjp is None:
         _check_refusal(op, loss)
         return None
-    return _Sum(loss, result, weights, params)
+    return _Sum(loss, result, weights, params, op.tolerance_of(node))
 
 
 def _leaves_of(node: Tensor, sampler: Sampler) -> Iterator[tuple[Tensor, int]]:

@@ -68,7 +68,7 @@ def _sample(d: Draw) -> Call:
         k, v = (d.floats((*cache, n), -1.0, 1.1, floats, ("contiguous",)) for n in (width, values))
     q = d.floats((rows, kv_heads * group, width), -1.0, 1.1, ("f32",))
     cells = d.integers((rows,), -1, n_seq * n_cells)
-    return call(q, k, v, cells)
+    return call(q, k, v, cells, half=d.choice([False, False, True]))
 
 
 def _errors() -> list[ErrorSample]:
@@ -113,6 +113,9 @@ def _cost(y: Tensor) -> Cost:
     error_samples=_errors,
     cost=_cost,
     family="softmax",
+    # A weight in the middle between two halves may go the other way: it changes by 2^-11, where
+    # usual checks allow 8 deviations of the roundings they make, of 3.5 · 2^-24 each.
+    tolerance=lambda y: 300.0 if y.params["half"] else 1.0,
 )
 def flash_attn_cells(
     q: Tensor,
@@ -176,5 +179,5 @@ def flash_attn_cells(
     if not (k.is_contiguous and v.is_contiguous):
         raise ShapeError(f"{name}: got a part of a cache, want k and v contiguous")
     factor = 1.0 / math.sqrt(q.shape[2]) if scale is None else float(scale)
-    shape = (*q.shape[:2], v.shape[3])
-    return Result((contiguous(q), k, v, cells), shape, q.dtype, {"scale": factor, "half": half})
+    params = {"scale": factor, "half": half and q.dtype is f32}
+    return Result((contiguous(q), k, v, cells), (*q.shape[:2], v.shape[3]), q.dtype, params)
