@@ -11,6 +11,8 @@ from tests.mounts import mounted
 from yupana.cli import main
 from yupana.graphlib.errors import SettingError
 from yupana.models.formats import temporary_of
+from yupana.train.files import RunFiles
+from yupana.train.loop import History
 from yupana.train.places import Places
 from yupana.train.settings import RunSettings
 
@@ -132,6 +134,48 @@ def test_a_run_goes_on_in_its_own_checkpoint(folder):
     assert pretrain(folder, *more.split(), "--adam-iter=3") == 0
 
 
+def save(path, history):
+    path.write_text(str(history.step))
+
+
+def numbered_run(folder, out="a-ITERATION.gguf", **settings):
+    """What a run of six saves leaves that writes a numbered model and a numbered checkpoint."""
+    made = RunSettings(checkpoint_out=folder / "c-ITERATION.gguf", **settings)
+    files = RunFiles(Places(made, folder / out, "model"), save, save)
+    for step in range(0, 60, 10):
+        files.save_last(History(step))
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_of_numbered_files_the_newest_few_are_kept(tmp_path, keep):
+    kept = [f"{step}" for step in range(60 - 10 * keep, 60, 10)]
+    names = {f"{kind}-{step}.gguf": step for kind in "ac" for step in kept}
+    newest = {f"{kind}-LATEST.gguf": "50" for kind in "ac"}
+    assert numbered_run(tmp_path, keep_checkpoints=keep) == names | newest
+
+
+def test_all_numbered_files_are_kept_if_told_so(tmp_path):
+    assert len(numbered_run(tmp_path, keep_checkpoints=0)) == 2 * 7
+
+
+def test_numbered_folders_are_counted_and_other_names_are_left_alone(tmp_path):
+    others = ["a-5-best.gguf", "a-x5.gguf", "ba-5.gguf", "a-5.jsonl", "a-70.gguf", "a-LATEST.gguf"]
+    for name in others:
+        (tmp_path / name).write_text("another's")
+    (tmp_path / "a-7.gguf").mkdir()
+    left = numbered_run(tmp_path, keep_checkpoints=2)
+    assert {name for name in left if not name.startswith("c")} == {
+        *others,
+        "a-40.gguf",
+        "a-50.gguf",
+    }
+
+
+def test_a_number_for_the_newest_is_no_step(tmp_path):
+    assert numbered_run(tmp_path, keep_checkpoints=1, fn_latest="0")["a-0.gguf"] == "50"
+
+
 @pytest.fixture
 def closed(tmp_path):
     """A folder that takes no files, from root neither."""
@@ -152,6 +196,16 @@ def test_a_folder_that_takes_no_files_is_told_before_training(folder, closed, ca
     assert "step 1" not in out
     assert not (folder / "a.gguf").exists()
     assert not any(map(temporary_of, folder.iterdir()))
+
+
+@pytest.mark.parametrize("place", ["closed", "closed/new", "text.txt"])
+def test_a_bad_folder_for_events_is_told_before_training(folder, closed, capsys, place):
+    assert finetune(folder, "--lora-out=a.gguf", f"--tensorboard={place}") == 1
+    out, err = capsys.readouterr()
+    reason = "File exists" if place == "text.txt" else "Read-only file system"
+    assert f"yupana: {place}: {reason}" in err
+    assert "step 1" not in out
+    assert not (folder / "a.gguf").exists()
 
 
 def test_no_room_for_token_ids_names_the_folder_and_the_remedy(folder, capsys, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ Save = Callable[[Path, History], None]
 class RunFiles(Keeper):
     """Writes what is learned, the best by validation loss beside it, and checkpoints.
 
-    Of numbered checkpoints the last `keep_checkpoints` are kept.
+    Of numbered files of a name the newest `keep_checkpoints` are kept.
 
     Args:
         places: where all goes.
@@ -52,7 +51,6 @@ class RunFiles(Keeper):
             path = self._numbered(checkpoint, history, self._save_checkpoint)
             self.written["checkpoint"] = path
             self.kept += f", its checkpoint in {path}"
-            self._prune(checkpoint)
         self.kept += "."
 
     def draw(self, history: History) -> None:
@@ -76,20 +74,9 @@ class RunFiles(Keeper):
         if latest != target:
             with naming(latest):
                 _duplicate(target, latest)
+            for old in self.places.outdated(path, history.step):
+                remove(old)
         return latest
-
-    def _prune(self, path: Path) -> None:
-        """Remove all numbered checkpoints but the newest few."""
-        settings = self.places.settings
-        keep, pattern = settings.keep_checkpoints, settings.pattern_fn_it
-        if not keep or not pattern or pattern not in path.name:
-            return
-        before, _, behind = path.name.partition(pattern)
-        name = re.compile(rf"{re.escape(before)}(\d+){re.escape(behind.replace(pattern, ''))}")
-        numbers = [(int(found[1]), p) for p in path.parent.iterdir()
-                   if (found := name.fullmatch(p.name))]  # fmt: skip
-        for _, old in sorted(numbers)[:-keep]:
-            remove(old)
 
 
 def _duplicate(source: Path, target: Path) -> None:

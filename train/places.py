@@ -105,9 +105,12 @@ class Places:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._clear(path)
             with naming(path):
-                probe = temporary_path(path)
-                probe.touch()
-                probe.unlink()
+                _try(path)
+        events = self.settings.tensorboard
+        if events is not None:
+            with naming(events):
+                events.mkdir(parents=True, exist_ok=True)
+                _try(events / "events")
 
     def latest(self, path: Path) -> Path:
         """The name of the newest of numbered files."""
@@ -117,6 +120,20 @@ class Places:
         """A name with a number, or another text, where its pattern is."""
         pattern = self.settings.pattern_fn_it
         return path.with_name(path.name.replace(pattern, text)) if pattern else path
+
+    def outdated(self, path: Path, step: int) -> list[Path]:
+        """Files of this name with numbers up to `step`, but the newest few that are to be kept.
+
+        Higher numbers are another run's.
+        """
+        keep, own = self.settings.keep_checkpoints, self._own(path)
+        found = {}
+        for there in path.parent.iterdir():
+            match = own.fullmatch(there.name)
+            number = match[1] if match and match.groups() else ""
+            if there == self.numbered(path, number) != self.latest(path) and int(number) <= step:
+                found[int(number)] = there
+        return [found[number] for number in sorted(found)[:-keep]] if keep else []
 
     def _own(self, path: Path) -> re.Pattern[str]:
         """The names of a file under any number."""
@@ -158,6 +175,13 @@ def check_apart(out: Path, name: str, inputs: Mapping[str, Path | None]) -> None
 
 def _flag(name: str) -> str:
     return f"--{name.split()[-1].replace('_', '-')} with another name"
+
+
+def _try(path: Path) -> None:
+    """Raise unless there can be a new file beside this one."""
+    probe = temporary_path(path)
+    probe.touch()
+    probe.unlink()
 
 
 @contextlib.contextmanager

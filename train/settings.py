@@ -53,7 +53,8 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
     pattern_fn_it: str = "ITERATION"
     # Instead of that number, in the name under which the newest is there too.
     fn_latest: str = "LATEST"
-    # Numbered checkpoints that are kept, the newest ones; 0: all.
+    # Numbered checkpoints that are kept, the newest ones; 0: all. So many of what is learned, too,
+    # where its name is numbered.
     keep_checkpoints: int = 3
     # Steps between two saves; 0: at the end only.
     save_every: int = 100
