@@ -115,14 +115,23 @@ def in_groups(b: Any, rows: int, registers: int, args: list[Any], sums_of: SumsO
         sums_of: gives the lanes' sums of each column with each row, from the addresses of rows
             and columns and the distance from a column to the next.
     """
-    a_rows, columns = _starts(b, rows, args)
+    a, a_row, x, x_row, c, c_row, d, d_row, inner, cols = args
     each = COLUMNS
     while each > 1 and rows * each * registers > REGISTERS // 2:
         each //= 2
-    totals = []
-    for j in range(0, COLUMNS, each):
-        totals += sums_of(a_rows, columns[j : j + each], args[3])
-    _finish(b, totals, args)
+
+    def group(j: Any) -> None:
+        along = b.mul(j, const(4))
+        there = b.select(b.icmp_signed("!=", d, const(0)), b.add(d, along), d)
+        here = [a, a_row, b.add(x, b.mul(x_row, j)), x_row, b.add(c, along), c_row, there, d_row]
+        here += [inner, b.sub(cols, j)]
+        a_rows, columns = _starts(b, rows, here)
+        totals = []
+        for k in range(0, COLUMNS, each):
+            totals += sums_of(a_rows, columns[k : k + each], x_row)
+        _finish(b, totals, here)
+
+    loop(b, const(0), b.add(cols, const(COLUMNS - 1)), COLUMNS, group)
 
 
 def _starts(b: Any, rows: int, args: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -156,7 +165,7 @@ def _dot_sums(
     b: Any, dtype: str, count: Any, a_rows: list[Any], columns: list[Any], x_row: Any
 ) -> list[list[Any]]:
     """The products of each column with each row, summed over k but for the lanes of a vector."""
-    if len(a_rows) == 1:
+    if len(a_rows) == 1 and dtype == "f32":
         return [[_alone(b, dtype, count, a_rows[0], p)] for p in columns]
     kind, size = vector(), ITEMSIZE[dtype]
     together = max(FETCHED // (LANES * size), 1)  # vectors of a column that memory gives at once
@@ -205,9 +214,6 @@ def _alone(b: Any, dtype: str, count: Any, row: Any, column: Any) -> Any:
         total.set(Lanes(b, multiply_add(b, x, w, total.get().value)))
 
     def add_all(k: Any) -> None:
-        ahead = b.add(column, b.add(b.mul(k, const(size)), const(_AHEAD)))
-        for near in range(0, step * size, FETCHED):
-            prefetch(b, b.add(ahead, const(near)))
         for u, total in enumerate(totals):
             add(b.add(k, const(u * LANES)), total)
 
@@ -268,8 +274,8 @@ def with_addend(b: Any, value: Any, d: Any, read: Callable[[], Any]) -> Any:
 
 
 # _dotsR_T(a, a_row, x, x_row, c, c_row, d, d_row, count, columns): C[i, j] = sum over
-# k < count of A[i, k] * X[j, k] (+ D[i, j]) for i < R and j < min(columns, COLUMNS), where k
-# is contiguous, A is f32 and X of dtype T; count >= LANES.
+# k < count of A[i, k] * X[j, k] (+ D[i, j]) for i < R and j < columns, where k is contiguous, A is
+# f32 and X of dtype T; count >= LANES.
 _dots1_f32 = void_intrinsic("gemm_dots1_f32", 10, partial(_dots, 1, "f32"))
 _dots1_f16 = void_intrinsic("gemm_dots1_f16", 10, partial(_dots, 1, "f16"))
 _dots1_bf16 = void_intrinsic("gemm_dots1_bf16", 10, partial(_dots, 1, "bf16"))
@@ -298,9 +304,11 @@ def dots(record, begin, end, scratch):
         d = r[_D.d]
         if d != 0:
             d += b0 * r[_D.d_b0] + b1 * r[_D.d_b1]
-        j0 = chunk % blocks * r[_D.cols_block]
-        for j in range(j0, min(j0 + r[_D.cols_block], r[_D.cols]), COLUMNS):
-            columns = r[_D.cols] - j
+        first = chunk % blocks * r[_D.cols_block]
+        last = min(first + r[_D.cols_block], r[_D.cols])
+        at_once = COLUMNS if r[_D.rows] > 1 else last - first  # rows meet what the cache holds
+        for j in range(first, last, at_once):
+            columns = min(at_once, last - j)
             i = 0
             while i < r[_D.rows]:
                 u, w = a + i * a_row, c + i * c_row + j * 4

@@ -123,7 +123,7 @@ def prefetch(b: Any, address: Any) -> None:
     pointer = ir.IntType(8).as_pointer()
     arguments = [pointer, I32, I32, I32]
     function = declare(b.module, "llvm.prefetch.p0", ir.VoidType(), arguments)
-    read, second_level, data = (ir.Constant(I32, value) for value in (0, 2, 1))
+    read, second_level, data = (ir.Constant(I32, value) for value in (0, 3, 1))
     b.call(function, [b.inttoptr(address, pointer), read, second_level, data])
 
 
