@@ -1,8 +1,10 @@
 """How the blocks of quantised types are read: lines of 32 levels with their scales, as LLVM IR.
 
 Every format comes down to the same thing, 32 neighbouring elements at a time: a byte each, and a
-scale (and an offset) for all of them or for either half. What is made of a line, float32 numbers,
-products with a vector, or integer dot products, is the business of the kernels that read them.
+scale (and an offset) for all of them or for either half. Scales of most K types are whole numbers
+of a unit: who multiplies integers takes the `Block` of eight such lines as it is. What is made of
+a line, float32 numbers, products with a vector, or integer dot products, is the business of the
+kernels that read them.
 """
 
 from collections.abc import Callable
@@ -19,9 +21,11 @@ from yupana.graphlib.kernels.vector import (
     const,
     load,
     lone_half,
+    loop,
     shuffle,
     splat,
 )
+from yupana.graphlib.quants import FORMATS
 
 I8 = ir.IntType(8)
 LINE = 32  # elements
@@ -44,9 +48,50 @@ class Line:
     half: Any = None  # the 16 bits of the scale, where it is one float16 for all elements
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Eight lines whose scales are whole numbers of one unit, a scale for either half of a line.
+
+    An element is (level - zero) * scale * unit + low * low_unit.
+    """
+
+    levels: list[Any]  # <32 x i8> each, without sign
+    zero: int
+    scales: Any  # <16 x i8>, with sign
+    unit: Any  # float32
+    lows: Any = None  # <16 x i8>, of those types that have offsets
+    low_unit: Any = None
+
+    def lines(self, b: Any) -> list[Line]:
+        """The lines, with scales and offsets as float32."""
+        scales = _halves(b, self.scales, self.unit)
+        offsets = (
+            _halves(b, self.lows, self.low_unit) if self.lows is not None else [None] * len(scales)
+        )
+        each = zip(self.levels, scales, offsets, strict=True)
+        return [Line(levels, self.zero, scale, offset) for levels, scale, offset in each]
+
+
+HALVES = 16  # of the lines of a block
+_LINE_OF_HALF = [half // 2 for half in range(HALVES)]
+
+
 def lines_of(b: Any, name: str, block: Any) -> list[Line]:
     """The lines of the block of format `name` at address `block`."""
+    if name in BLOCKS:
+        return BLOCKS[name](b, block).lines(b)
     return _READERS[name](b, block)
+
+
+def _halves(b: Any, steps: Any, unit: Any) -> list[Lanes]:
+    """Bytes with a sign, times a float32, two for each line."""
+    real = b.sitofp(b.sext(steps, ir.VectorType(I32, HALVES)), ir.VectorType(F32, HALVES))
+    values = b.fmul(real, splat(b, unit, HALVES))
+
+    def lanes_of(first: int) -> Lanes:
+        return lambda n: shuffle(b, values, values, [first] * (n // 2) + [first + 1] * (n // 2))
+
+    return [lanes_of(first) for first in range(0, HALVES, 2)]
 
 
 def _bytes(b: Any, block: Any, at: int, count: int) -> Any:
@@ -57,15 +102,16 @@ def _all(kind: Any, value: int) -> Any:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _low(b: Any, x: Any, mask: int = 15) -> Any:
-    return b.and_(x, _all(x.type, mask))
+def _bits(b: Any, x: Any, start: int, count: int, to: int = 0) -> Any:
+    """Of every byte the `count` bits from `start` on, moved to `to`.
 
-
-def _shifted(b: Any, x: Any, bits: int) -> Any:
-    """Bytes moved right; left for negative `bits`."""
-    if bits < 0:
-        return b.shl(x, _all(x.type, -bits))
-    return b.lshr(x, _all(x.type, bits)) if bits else x
+    Processors shift words of 16 bits, not bytes: what crosses over is masked with the rest.
+    """
+    words = ir.VectorType(I16, x.type.count // 2)
+    distance = ir.Constant(words, [abs(start - to)] * words.count)
+    moved = b.bitcast(x, words)
+    moved = b.lshr(moved, distance) if start > to else b.shl(moved, distance)
+    return b.and_(b.bitcast(moved, x.type), _all(x.type, (1 << count) - 1 << to))
 
 
 def _nibbles(b: Any, x: Any) -> Any:
@@ -73,8 +119,8 @@ def _nibbles(b: Any, x: Any) -> Any:
     if x.type.count == 16 and HAS_AVX2:
         twice = b.bitcast(shuffle(b, x, x, [*range(16), *range(16)]), ir.VectorType(I32, 8))
         moved = b.lshr(twice, ir.Constant(twice.type, [0] * 4 + [4] * 4))
-        return _low(b, b.bitcast(moved, ir.VectorType(I8, 32)))
-    return shuffle(b, _low(b, x), _shifted(b, x, 4), list(range(2 * x.type.count)))
+        return _bits(b, b.bitcast(moved, ir.VectorType(I8, 32)), 0, 4)
+    return shuffle(b, _bits(b, x, 0, 4), _bits(b, x, 4, 4), list(range(2 * x.type.count)))
 
 
 def _fifth(b: Any, block: Any, at: int) -> Any:
@@ -98,18 +144,6 @@ def _line(b: Any, block: Any, levels: Any, zero: int, offset: Any = None) -> lis
 
 def _everywhere(b: Any, value: Any) -> Lanes:
     return lambda lanes: splat(b, value, lanes)
-
-
-def _halves(b: Any, values: Any, first: int, second: int) -> Lanes:
-    """Lanes `first` and `second` of a vector, half of the result each."""
-    return lambda n: shuffle(b, values, values, [first] * (n // 2) + [second] * (n // 2))
-
-
-def _scaled(b: Any, steps: Any, unit: Any) -> Any:
-    """Bytes with a sign, times a float32."""
-    n = steps.type.count
-    real = b.sitofp(b.sext(steps, ir.VectorType(I32, n)), ir.VectorType(F32, n))
-    return b.fmul(real, splat(b, unit, n))
 
 
 def _q4_0(b: Any, block: Any) -> list[Line]:
@@ -140,89 +174,72 @@ def _q8_1(b: Any, block: Any) -> list[Line]:
     return _line(b, block, levels, 128)
 
 
-def _q2_k(b: Any, block: Any) -> list[Line]:
-    steps = _bytes(b, block, 0, 16)
-    scales = _scaled(b, _low(b, steps), _half(b, block, 80))
-    offsets = b.fneg(_scaled(b, _shifted(b, steps, 4), _half(b, block, 82)))
-    lines = []
+def _q2_k(b: Any, block: Any) -> Block:
+    steps, levels = _bytes(b, block, 0, 16), []
     for part in range(2):
         fields = _bytes(b, block, 16 + 32 * part, 32)
-        for k in range(4):
-            at = 8 * part + 2 * k
-            levels = _low(b, _shifted(b, fields, 2 * k), 3)
-            halves = [_halves(b, values, at, at + 1) for values in (scales, offsets)]
-            lines.append(Line(levels, 0, *halves))
-    return lines
+        levels += [_bits(b, fields, 2 * k, 2) for k in range(4)]
+    low_unit = b.fneg(_half(b, block, 82))
+    scales, lows = (_bits(b, steps, start, 4) for start in (0, 4))
+    return Block(levels, 0, scales, _half(b, block, 80), lows, low_unit)
 
 
-def _q3_k(b: Any, block: Any) -> list[Line]:
+def _q3_k(b: Any, block: Any) -> Block:
     low, high = _nibbles(b, _bytes(b, block, 96, 8)), _bytes(b, block, 104, 4)
     moved = b.lshr(
         shuffle(b, high, high, list(range(4)) * 4),
         ir.Constant(ir.VectorType(I8, 16), [2 * (k // 4) for k in range(16)]),
     )
-    steps = b.or_(low, _shifted(b, _low(b, moved, 3), -4))
-    steps = b.sub(steps, _all(steps.type, 32))
-    scales = _scaled(b, steps, _half(b, block, 108))
-    third = _bytes(b, block, 0, 32)
-    lines = []
+    steps = b.or_(low, _bits(b, moved, 0, 2, to=4))
+    third, levels = _bytes(b, block, 0, 32), []
     for part in range(2):
         fields = _bytes(b, block, 32 + 32 * part, 32)
         for k in range(4):
-            bit = _shifted(b, _low(b, _shifted(b, third, 4 * part + k), 1), -2)
-            levels = b.or_(_low(b, _shifted(b, fields, 2 * k), 3), bit)
-            at = 8 * part + 2 * k
-            lines.append(Line(levels, 4, _halves(b, scales, at, at + 1)))
-    return lines
+            bit = _bits(b, third, 4 * part + k, 1, to=2)
+            levels.append(b.or_(_bits(b, fields, 2 * k, 2), bit))
+    return Block(levels, 4, b.sub(steps, _all(steps.type, 32)), _half(b, block, 108))
 
 
-def _six_bits(b: Any, block: Any) -> tuple[Any, Any]:
-    """Scales and offsets of the eight groups of Q4_K and Q5_K, as <8 x float> each."""
-    eight, four = _bytes(b, block, 4, 8), _bytes(b, block, 12, 4)
-    low = _low(b, eight, 63)  # four scales, four minima
-    high = b.or_(_nibbles(b, four), _shifted(b, _shifted(b, eight, 6), -4))
-    steps = [shuffle(b, low, high, [*range(k, k + 4), *range(8 + k, 12 + k)]) for k in (0, 4)]
-    scales = _scaled(b, steps[0], _half(b, block, 0))
-    return scales, b.fneg(_scaled(b, steps[1], _half(b, block, 2)))
-
-
-def _q4_k(b: Any, block: Any) -> list[Line]:
-    scales, offsets = _six_bits(b, block)
-    lines = []
+def _q4_k(b: Any, block: Any) -> Block:
+    levels = []
     for part in range(4):
         fields = _bytes(b, block, 16 + 32 * part, 32)
-        for k, levels in enumerate((_low(b, fields), _shifted(b, fields, 4))):
-            at = 2 * part + k
-            lines.append(Line(levels, 0, _halves(b, scales, at, at), _halves(b, offsets, at, at)))
-    return lines
+        levels += [_bits(b, fields, start, 4) for start in (0, 4)]
+    return _with_minima(b, block, levels)
 
 
-def _q5_k(b: Any, block: Any) -> list[Line]:
-    scales, offsets = _six_bits(b, block)
-    fifth = _bytes(b, block, 16, 32)
-    lines = []
+def _q5_k(b: Any, block: Any) -> Block:
+    fifth, levels = _bytes(b, block, 16, 32), []
     for part in range(4):
         fields = _bytes(b, block, 48 + 32 * part, 32)
-        for k, four in enumerate((_low(b, fields), _shifted(b, fields, 4))):
-            at = 2 * part + k
-            bit = _shifted(b, _low(b, _shifted(b, fifth, at), 1), -4)
-            halves = [_halves(b, values, at, at) for values in (scales, offsets)]
-            lines.append(Line(b.or_(four, bit), 0, *halves))
-    return lines
+        for k in range(2):
+            bit = _bits(b, fifth, 2 * part + k, 1, to=4)
+            levels.append(b.or_(_bits(b, fields, 4 * k, 4), bit))
+    return _with_minima(b, block, levels)
 
 
-def _q6_k(b: Any, block: Any) -> list[Line]:
-    scales = _scaled(b, _bytes(b, block, 192, 16), _half(b, block, 208))
-    lines = []
+def _with_minima(b: Any, block: Any, levels: list[Any]) -> Block:
+    """A block of Q4_K or Q5_K: scales and minima in six bits, each for a whole line."""
+    eight, four = _bytes(b, block, 4, 8), _bytes(b, block, 12, 4)
+    low = _bits(b, eight, 0, 6)  # four scales, four minima
+    high = b.or_(_nibbles(b, four), _bits(b, eight, 6, 2, to=4))
+    scales, minima = (
+        shuffle(b, low, high, [first + 8 * (line // 4) + line % 4 for line in _LINE_OF_HALF])
+        for first in (0, 4)
+    )
+    low_unit = b.fneg(_half(b, block, 2))
+    return Block(levels, 0, scales, _half(b, block, 0), minima, low_unit)
+
+
+def _q6_k(b: Any, block: Any) -> Block:
+    levels = []
     for part in range(2):
         fields = [_bytes(b, block, 64 * part + 32 * k, 32) for k in range(2)]
         top = _bytes(b, block, 128 + 32 * part, 32)
         for k in range(4):
-            four = _low(b, _shifted(b, fields[k % 2], 4 * (k // 2)))
-            bits = _shifted(b, _low(b, _shifted(b, top, 2 * k), 3), -4)
-            at = 8 * part + 2 * k
-            lines.append(Line(b.or_(four, bits), 32, _halves(b, scales, at, at + 1)))
-    return lines
+            four = _bits(b, fields[k % 2], 4 * (k // 2), 4)
+            levels.append(b.or_(four, _bits(b, top, 2 * k, 2, to=4)))
+    return Block(levels, 32, _bytes(b, block, 192, 16), _half(b, block, 208))
 
 
 def _q8_k(b: Any, block: Any) -> list[Line]:
@@ -238,13 +255,35 @@ _READERS: dict[str, Callable[[Any, Any], list[Line]]] = {
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
     "Q8_1": _q8_1,
+    "Q8_K": _q8_k,
+}
+# The types whose blocks are of the kind `Block`.
+BLOCKS: dict[str, Callable[[Any, Any], Block]] = {
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
-    "Q8_K": _q8_k,
 }
+
+OFFSET = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")  # types whose lines have offsets
+# What the levels of a type are counted from.
+ZEROS = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "Q8_1": 128, "Q3_K": 4, "Q6_K": 32, "Q8_K": 128}
+ZEROS |= dict.fromkeys(OFFSET, 0)
+
+
+def each_line(
+    b: Any, name: str, row: Any, count: Any, take: Callable[[Line, Any, Any], None]
+) -> None:
+    """Emit take(line, address of its block, number of its first element) along a row of blocks."""
+    fmt = FORMATS[name]
+
+    def block(k: Any) -> None:
+        place = b.add(row, b.mul(k, const(fmt.nbytes)))
+        for i, line in enumerate(lines_of(b, name, place)):
+            take(line, place, b.add(b.mul(k, const(fmt.block)), const(LINE * i)))
+
+    loop(b, const(0), b.sdiv(count, const(fmt.block)), 1, block)
 
 
 def signed_levels(b: Any, line: Line) -> Any:

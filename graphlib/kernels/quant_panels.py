@@ -20,8 +20,18 @@ from yupana.graphlib.kernels.gemm_dots import with_addend
 from yupana.graphlib.kernels.gemm_plan import Gemm, has_near_outputs, rows_of
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.pointers import i64_array
-from yupana.graphlib.kernels.quant_levels import ROUNDED, stored_sum
-from yupana.graphlib.kernels.quant_lines import I8, LINE, Line, lines_of, signed_levels
+from yupana.graphlib.kernels.quant_levels import stored_sum
+from yupana.graphlib.kernels.quant_lines import (
+    I8,
+    LINE,
+    OFFSET,
+    ZEROS,
+    Line,
+    each_line,
+    lines_of,
+    signed_levels,
+)
+from yupana.graphlib.kernels.quant_products import ROUNDED
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.kernels.vector import (
     F32,
@@ -39,6 +49,7 @@ from yupana.graphlib.kernels.vector import (
     shuffle,
     splat,
     store,
+    sum_of,
     transpose,
     void_intrinsic,
     zeros,
@@ -54,7 +65,6 @@ _DOT_BYTES = _BYTES if llvm.llvm_version_info[0] >= 22 else _WORDS
 _WIDE = 4 * _COLUMNS  # bytes of a vector
 _LEVELS = LINE // 4 * _WIDE  # bytes of a line's levels in a panel
 _PARTS = {"Q2_K": 2, "Q3_K": 2, "Q6_K": 2}  # scales of a line, where there are several
-_OFFSET = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")  # types whose lines have offsets
 
 
 def suits(gemm: Gemm) -> bool:
@@ -98,45 +108,36 @@ def _row_bytes(gemm: Gemm) -> int:
 
 def _line_bytes(name: str) -> int:
     """Bytes of a line in a panel: levels, scales, offsets."""
-    return _LEVELS + _WIDE * _PARTS.get(name, 1) * (2 if name in _OFFSET else 1)
+    return _LEVELS + _WIDE * _PARTS.get(name, 1) * (2 if name in OFFSET else 1)
 
 
 def _lay_out(source_name: str, name: str, b: Any, args: list[Any]) -> None:
     """`quant_row_S_T(source, out, count)`: a row of type S for panels of type T."""
     source, out, count = args
-    fmt, parts = FORMATS[source_name], _PARTS.get(name, 1)
+    parts = _PARTS.get(name, 1)
     scales = b.add(out, count)
     corrections = b.add(scales, b.sdiv(count, const(LINE // 4)))
 
-    def block(k: Any) -> None:
-        place = b.add(source, b.mul(k, const(fmt.nbytes)))
-        for i, x in enumerate(lines_of(b, source_name, place)):
-            line(x, place, b.add(b.mul(k, const(fmt.block // LINE)), const(i)))
-
     def line(x: Line, place: Any, at: Any) -> None:
         levels = signed_levels(b, x)
-        store(b, levels, b.add(out, b.mul(at, const(LINE))), 1)
+        store(b, levels, b.add(out, at), 1)
         scale = b.extract_element(x.scale(1), ir.Constant(I32, 0))
-        store(b, scale, b.add(scales, b.mul(at, const(4))))
+        eighth = b.sdiv(at, const(LINE // 4))
+        store(b, scale, b.add(scales, eighth))
         each = LINE // parts
         for part in range(parts):
-            to = b.add(corrections, b.add(b.mul(at, const(4 * parts)), const(4 * part)))
+            to = b.add(corrections, b.add(b.mul(eighth, const(parts)), const(4 * part)))
             if source_name == "Q8_1" and name in ("Q4_1", "Q5_1"):
                 store(b, stored_sum(b, place), to)
                 continue
             some = shuffle(b, levels, levels, list(range(part * each, (part + 1) * each)))
-            total = _sum(b, b.sext(some, ir.VectorType(I32, each)))
-            if name in _OFFSET:
+            total = sum_of(b, b.sext(some, ir.VectorType(I32, each)))
+            if name in OFFSET:
                 store(b, b.fmul(b.sitofp(total, F32), scale), to)
             else:
-                store(b, b.neg(total), to)
+                store(b, b.mul(total, ir.Constant(I32, -ZEROS[name])), to)
 
-    loop(b, const(0), b.sdiv(count, const(fmt.block)), 1, block)
-
-
-def _sum(b: Any, values: Any) -> Any:
-    name = f"llvm.vector.reduce.add.v{values.type.count}i32"
-    return b.call(declare(b.module, name, I32, [values.type]), [values])
+    each_line(b, source_name, source, count, line)
 
 
 def _pack(name: str, b: Any, args: list[Any]) -> None:
@@ -203,7 +204,7 @@ def _multiply(name: str, b: Any, args: list[Any]) -> None:
         starts.append(b.add(a, b.mul(a_row, b.select(exists, const(r), b.sub(rows, const(1))))))
     n_lines = b.sdiv(count, const(LINE))
     scales_at, corrections_at = count, b.add(count, b.mul(n_lines, const(4)))
-    parts, zero = _PARTS.get(name, 1), _ZEROS[name]
+    parts = _PARTS.get(name, 1)
 
     def line(i: Any) -> None:
         w = b.add(panel, b.mul(i, const(_line_bytes(name))))
@@ -224,17 +225,16 @@ def _multiply(name: str, b: Any, args: list[Any]) -> None:
                 scale = splat(b, load(b, F32, b.add(start, scale_at), 4), _COLUMNS)
                 worth = b.fmul(factor, scale)
                 found = multiply_add(b, b.sitofp(value, _REALS), worth, total.get().value)
-                if name in _OFFSET:
+                if name in OFFSET:
                     offset = load(b, _REALS, b.add(w, const(_LEVELS + (parts + part) * _WIDE)), 4)
                     correction = splat(b, load(b, F32, b.add(start, there), 4), _COLUMNS)
                     found = multiply_add(b, offset, correction, found)
                 total.set(Lanes(b, found))
 
     def _first(start: Any, there: Any) -> Any:
-        if not zero:
+        if not ZEROS[name]:
             return zeros(_WORDS)
-        negative = splat(b, load(b, I32, b.add(start, there), 4), _COLUMNS)
-        return b.shl(negative, ir.Constant(_WORDS, [zero.bit_length() - 1] * _COLUMNS))
+        return splat(b, load(b, I32, b.add(start, there), 4), _COLUMNS)
 
     loop(b, const(0), n_lines, 1, line)
     mask = mask_below(b, columns, _COLUMNS)
@@ -250,11 +250,6 @@ def _dot(b: Any, first: Any, levels: Any, four: Any) -> Any:
     kinds = [_WORDS, _DOT_BYTES, _DOT_BYTES]
     function = declare(b.module, "llvm.x86.avx512.vpdpbusd.512", _WORDS, kinds)
     return b.call(function, [first, *(b.bitcast(x, _DOT_BYTES) for x in (levels, four))])
-
-
-# What the levels of a type are counted from.
-_ZEROS = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "Q8_1": 128, "Q3_K": 4, "Q6_K": 32, "Q8_K": 128}
-_ZEROS |= dict.fromkeys(_OFFSET, 0)
 
 
 class _RowsRecord(NamedTuple):

@@ -182,6 +182,14 @@ def lone_half(b: Any, bits: Any) -> Any:
     return b.extract_element(real, ir.Constant(I32, 0))
 
 
+def sum_of(b: Any, values: Any) -> Any:
+    """The sum of a vector of whole numbers."""
+    element, name = values.type.element, _suffix(values.type)
+    return b.call(
+        declare(b.module, f"llvm.vector.reduce.add.{name}", element, [values.type]), [values]
+    )
+
+
 def transpose(b: Any, rows: list[Any]) -> list[Any]:
     """Transpose a square of `n` vectors of `n` lanes by n*log2(n) shuffles."""
     n = len(rows)

@@ -7,7 +7,13 @@ import numpy as np
 from yupana.graphlib.context import tensor
 from yupana.graphlib.dtypes import dtype_of, f32
 from yupana.graphlib.errors import DtypeError, ShapeError
-from yupana.graphlib.kernels import quant_copy, quant_levels, quant_panels, quant_slices
+from yupana.graphlib.kernels import (
+    quant_copy,
+    quant_levels,
+    quant_panels,
+    quant_products,
+    quant_slices,
+)
 from yupana.graphlib.kernels.blocks import contiguous_strides, padded
 from yupana.graphlib.kernels.gemm import Gemm, Matrix, is_fast, lower, workspace_bytes
 from yupana.graphlib.kernels.step import Step
@@ -25,7 +31,7 @@ from yupana.graphlib.ops.reduction import repeat_back
 from yupana.graphlib.ops.views import reshape, transpose
 from yupana.graphlib.tensor import Tensor
 
-_ROUNDED = [dtype_of(name) for name in quant_levels.ROUNDED]
+_ROUNDED = [dtype_of(name) for name in quant_products.ROUNDED]
 
 
 def _matrix(x: Operand, row_axis: int = -2) -> Matrix:
