@@ -18,7 +18,7 @@ from yupana.graphlib.context import Context
 from yupana.graphlib.dtypes import QUANTIZED, from_storage, to_storage
 from yupana.graphlib.errors import SettingError
 from yupana.graphlib.op import Array, Call, Op
-from yupana.graphlib.ops import views
+from yupana.graphlib.ops import slices, views
 from yupana.graphlib.tensor import Tensor
 
 MAX_AXES = 4
@@ -208,7 +208,7 @@ def _permuted(x: Any, axes: tuple[int, ...]) -> Any:
 
 def _sliced(x: Any, parts: tuple[tuple[int, int, int], ...]) -> Any:
     if isinstance(x, Tensor):
-        return views.slice(x, parts)
+        return slices.slice(x, parts)
     return x[tuple(slice(*part) for part in parts)]
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time the loop below d
     from yupana.graphlib.ops.rows import *
     from yupana.graphlib.ops.scan import *
     from yupana.graphlib.ops.scatter import *
+    from yupana.graphlib.ops.slices import *
     from yupana.graphlib.ops.softmax import *
     from yupana.graphlib.ops.sort import *
     from yupana.graphlib.ops.training import *

@@ -16,7 +16,8 @@ from yupana.graphlib.ops._rules import float_dtype, float_like, need_axes, need_
 from yupana.graphlib.ops._rules import view as as_view
 from yupana.graphlib.ops.copies import contiguous
 from yupana.graphlib.ops.reduction import copy_steps
-from yupana.graphlib.ops.views import index, part_of, view_back
+from yupana.graphlib.ops.slices import index
+from yupana.graphlib.ops.views import part_of, view_back
 from yupana.graphlib.tensor import MAX_AXES, Tensor
 
 _MOST_PARTS = 64

@@ -38,7 +38,8 @@ from yupana.graphlib.ops._attention import (
 )
 from yupana.graphlib.ops._rules import view as as_view
 from yupana.graphlib.ops._rules import wide_dtype
-from yupana.graphlib.ops.views import index, reshape, view
+from yupana.graphlib.ops.slices import index
+from yupana.graphlib.ops.views import reshape, view
 from yupana.graphlib.tensor import Tensor
 
 

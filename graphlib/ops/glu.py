@@ -15,7 +15,7 @@ from yupana.graphlib.ops.arithmetic import add, mul, scale
 from yupana.graphlib.ops.clip import clamp
 from yupana.graphlib.ops.gates import gelu_quick, silu
 from yupana.graphlib.ops.gaussian import gelu, gelu_erf
-from yupana.graphlib.ops.views import index
+from yupana.graphlib.ops.slices import index
 from yupana.graphlib.tensor import Tensor
 
 

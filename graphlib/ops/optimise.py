@@ -9,7 +9,7 @@ from yupana.graphlib.kernels import optimise
 from yupana.graphlib.kernels.blocks import View, contiguous_strides
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.op import Array, Call, Draw, ErrorSample, Result, Site, call, op
-from yupana.graphlib.ops import views
+from yupana.graphlib.ops import slices
 from yupana.graphlib.ops._rules import need_contiguous, need_float, need_same_shape, view
 from yupana.graphlib.ops.reduction import copy_steps
 from yupana.graphlib.tensor import Tensor
@@ -122,7 +122,7 @@ def _adamw_errors() -> list[ErrorSample]:
         return opt_step_adamw(x, grad, m, v, tensor([0.1] * n_settings), scale)
 
     one, two, half = tensor([1.0]), tensor([1.0, 2.0]), tensor([1.0, 2.0], "f16")
-    every_other = views.slice(tensor([1.0, 2.0, 3.0, 4.0]), ((0, 4, 2),))
+    every_other = slices.slice(tensor([1.0, 2.0, 3.0, 4.0]), ((0, 4, 2),))
     return [
         ErrorSample(lambda: run(one, two, 7), ShapeError, "(2,) and (1,)"),
         ErrorSample(lambda: run(two, one, 7), ShapeError, "(2,) and (1,)"),

@@ -1,101 +1,65 @@
 """Pooling: the largest element or the mean of windows, and their gradients."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from yupana.graphlib.context import tensor
-from yupana.graphlib.errors import DtypeError, SettingError, ShapeError
+from yupana.graphlib.errors import ShapeError
 from yupana.graphlib.kernels import pooling as kernels
 from yupana.graphlib.kernels.step import Step
-from yupana.graphlib.kernels.windows import Windows
-from yupana.graphlib.op import (
-    REGISTRY,
-    Array,
-    Call,
-    Cost,
-    Draw,
-    ErrorSample,
-    Result,
-    Site,
-    call,
-    op,
+from yupana.graphlib.op import Array, Call, Draw, Result, Site, call, op
+from yupana.graphlib.ops._pooling import (
+    draw_windows,
+    each_window,
+    errors_of,
+    fit,
+    flat,
+    geometry,
+    kind_of,
+    one_per_window,
+    planes_of,
+    work_of,
 )
-from yupana.graphlib.ops._rules import (
-    float_dtype,
-    four_axes,
-    need_axes,
-    need_float,
-    need_same_shape,
-)
-from yupana.graphlib.ops._windows import Sizes, fitting_places, per_axis
+from yupana.graphlib.ops._rules import float_dtype, four_axes, need_axes, need_same_shape
+from yupana.graphlib.ops._windows import Sizes
 from yupana.graphlib.ops.clip import fill
 from yupana.graphlib.ops.copies import contiguous
 from yupana.graphlib.ops.views import reshape
 from yupana.graphlib.tensor import Tensor
 
 
-def _geometry(shape: tuple[int, ...], p: Any) -> Windows:
-    return Windows((shape[-2], shape[-1]), p["window"], p["stride"], p["padding"])
-
-
 def _lower_pool(site: Site) -> list[Step]:
     p, x = site.params, site.srcs[0]
     whole, is_max = p["count_padding"], p["kind"] == "max"
-    return kernels.pool(four_axes(site.dst), four_axes(x), _geometry(x.shape, p), is_max, whole)
+    return kernels.pool(four_axes(site.dst), four_axes(x), geometry(x.shape, p), is_max, whole)
 
 
 def _lower_back(site: Site) -> list[Step]:
     p, (g, x) = site.params, site.srcs
     whole, is_max = p["count_padding"], p["kind"] == "max"
     planes = (four_axes(site.dst), four_axes(g), four_axes(x))
-    return kernels.pool_back(*planes, _geometry(x.shape, p), is_max, whole)
+    return kernels.pool_back(*planes, geometry(x.shape, p), is_max, whole)
 
 
 def _lower_at(site: Site) -> list[Step]:
     u, x = site.srcs
-    windows = _geometry(x.shape, site.params)
+    windows = geometry(x.shape, site.params)
     return kernels.at_largest(four_axes(site.dst), four_axes(u), four_axes(x), windows)
 
 
-def _each(x: Array, p: dict[str, Any]) -> Iterator[tuple[tuple[int, int], Any, int]]:
-    """For each window its place, its part within the planes, and what its sum is divided by."""
-    windows = _geometry(x.shape, p)
-    for place in np.ndindex(windows.places):
-        inside = []
-        for n, i, k, s, before in zip(
-            windows.plane, place, windows.size, windows.stride, windows.padding, strict=True
-        ):
-            first = i * s - before
-            inside.append(slice(max(first, 0), min(first + k, n)))
-        seen = math.prod(part.stop - part.start for part in inside)
-        count = math.prod(windows.size) if p.get("count_padding") else seen
-        yield (place[0], place[1]), (..., *inside), count
-
-
-def _flat(part: Array) -> Array:
-    return part.reshape(*part.shape[:-2], math.prod(part.shape[-2:]))
-
-
-def _one_per_window(x: Array, p: dict[str, Any]) -> Array:
-    return np.zeros((*x.shape[:-2], *_geometry(x.shape, p).places))
-
-
 def _pool_reference(x: Array, kind: str, **p: Any) -> Array:
-    y = _one_per_window(x, p)
-    for place, part, count in _each(x, p):
-        elements = _flat(x[part])
+    y = one_per_window(x, p)
+    for place, part, count in each_window(x, p):
+        elements = flat(x[part])
         y[(..., *place)] = elements.max(-1) if kind == "max" else elements.sum(-1) / count
     return y
 
 
 def _back_reference(g: Array, x: Array, kind: str, **p: Any) -> Array:
     dx = np.zeros(x.shape)
-    for place, part, count in _each(x, p):
-        elements, grad = _flat(x[part]), g[(..., *place)][..., None]
+    for place, part, count in each_window(x, p):
+        elements, grad = flat(x[part]), g[(..., *place)][..., None]
         chosen = np.ones(elements.shape, bool)
         if kind == "max":  # NumPy's argmax is the first
             chosen = np.arange(elements.shape[-1]) == elements.argmax(-1)[..., None]
@@ -105,107 +69,31 @@ def _back_reference(g: Array, x: Array, kind: str, **p: Any) -> Array:
 
 
 def _at_reference(u: Array, x: Array, **p: Any) -> Array:
-    y = _one_per_window(x, p)
-    for place, part, _ in _each(x, p):
-        at = _flat(x[part]).argmax(-1)[..., None]
-        y[(..., *place)] = np.take_along_axis(_flat(u[part]), at, -1)[..., 0]
+    y = one_per_window(x, p)
+    for place, part, _ in each_window(x, p):
+        at = flat(x[part]).argmax(-1)[..., None]
+        y[(..., *place)] = np.take_along_axis(flat(u[part]), at, -1)[..., 0]
     return y
 
 
-def _fit(
-    name: str, x: Tensor, window: Sizes, stride: Sizes | None, padding: Sizes
-) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """The shape of one element per window of `x`, and the settings."""
-    sizes = per_axis(name, "window", window, 2, 1)
-    p = {
-        "window": sizes,
-        "stride": per_axis(name, "stride", sizes if stride is None else stride, 2, 1),
-        "padding": per_axis(name, "padding", padding, 2, 0),
-    }
-    if any(n >= k for n, k in zip(p["padding"], sizes, strict=True)):
-        raise SettingError(
-            f"{name}: got padding {p['padding']} for window {sizes}, want less than the window: "
-            "a window may not lie outside altogether"
-        )
-    need_float(name, x)
-    need_axes(name, x, 2)
-    found = fitting_places(name, x.shape[-2:], sizes, {**p, "dilation": (1, 1)})
-    return (*x.shape[:-2], *found), p
-
-
-def _kind_of(name: str, kind: str, count_padding: bool) -> dict[str, Any]:
-    """What is made of each window, as parameters of a node."""
-    if kind not in ("max", "avg"):
-        raise SettingError(f"{name}: got kind {kind!r}, want 'max' or 'avg'")
-    return {"kind": kind, "count_padding": bool(count_padding)}
-
-
-def _draw(d: Draw) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
-    """Shapes of the planes and of the windows, and settings."""
-    space, found = [], []
-    p: dict[str, Any] = {"window": (), "stride": (), "padding": ()}
-    for _ in range(2):
-        k, stride = d.integer(1, 4), d.integer(1, 3)
-        padding = d.integer(0, k - 1)
-        n = max(k - 2 * padding, 1) + d.integer(0, 6)
-        space.append(n)
-        found.append((n + 2 * padding - k) // stride + 1)
-        drawn = {"window": k, "stride": stride, "padding": padding}
-        p = {key: (*values, drawn[key]) for key, values in p.items()}
-    outer = d.choice([(), (2,), (1, 3), (2, 2), (0,)])
-    return (*outer, *space), (*outer, *found), p
-
-
-def _planes_of(d: Draw, shape: tuple[int, ...]) -> Tensor:
-    return d.floats(shape, -2.9, 3.0)  # no NaN among them: which is largest must be certain
-
-
 def _pool_sample(d: Draw) -> Call:
-    shape, _, p = _draw(d)
+    shape, _, p = draw_windows(d)
     return call(d.floats(shape), d.choice(["max", "avg"]), **p, count_padding=d.choice([1, 0]) == 1)
 
 
 def _back_sample(d: Draw) -> Call:
-    shape, found, p = _draw(d)
+    shape, found, p = draw_windows(d)
     kind, whole = d.choice(["max", "avg"]), d.choice([True, False])
-    return call(d.floats(found), _planes_of(d, shape), kind, **p, count_padding=whole)
+    return call(d.floats(found), planes_of(d, shape), kind, **p, count_padding=whole)
 
 
 def _at_sample(d: Draw) -> Call:
-    shape, _, p = _draw(d)
-    return call(d.floats(shape), _planes_of(d, shape), **p)
-
-
-def _errors(name: str) -> list[ErrorSample]:
-    def run(plane: ArrayLike, window: Sizes, padding: Sizes = 0, kind: str = "max") -> Tensor:
-        x, record = tensor(plane), REGISTRY[name]
-        if name == "pool_2d":
-            return record(x, kind, window, padding=padding)
-        first = x if name == "pool_2d_at" else tensor(np.ones((1, 1)))
-        return record(first, x, *([] if name == "pool_2d_at" else [kind]), window, padding=padding)
-
-    samples = [
-        ErrorSample(lambda: run([[1, 2]], 1), DtypeError, "i32"),
-        ErrorSample(lambda: run([1.0], 1), ShapeError, "at least 2 axes"),
-        ErrorSample(lambda: run([[1.0]], (1, 2)), ShapeError, "does not fit"),
-        ErrorSample(lambda: run([[1.0]], 0), SettingError, "window 0"),
-        ErrorSample(lambda: run([[1.0]], 2, 2), SettingError, "less than the window"),
-    ]
-    if name != "pool_2d_at":
-        samples.append(
-            ErrorSample(lambda: run([[1.0]], 1, kind="mean"), SettingError, "'max' or 'avg'")
-        )
-    return samples
+    shape, _, p = draw_windows(d)
+    return call(d.floats(shape), planes_of(d, shape), **p)
 
 
 def _pool_grad(y: Tensor, g: Tensor) -> Tensor:
     return pool_2d_back(g, y.srcs[0], **y.params)
-
-
-def _work(y: Tensor) -> Cost:
-    """One operation for each element of each window."""
-    windows = min(y.size, y.srcs[0].size)
-    return Cost.of(y, float(windows * math.prod(y.params["window"])))
 
 
 @op(
@@ -213,8 +101,8 @@ def _work(y: Tensor) -> Cost:
     vjp=(_pool_grad,),
     reference=_pool_reference,
     samples=_pool_sample,
-    error_samples=lambda: _errors("pool_2d"),
-    cost=_work,
+    error_samples=lambda: errors_of("pool_2d"),
+    cost=work_of,
     family="convolution",
 )
 def pool_2d(
@@ -245,8 +133,8 @@ def pool_2d(
     >>> pool_2d(tensor([[1.0, 2.0, 3.0, 5.0]]), "avg", (1, 2)).numpy()
     array([[1.5, 4. ]], dtype=float32)
     """
-    made = _kind_of("pool_2d", kind, count_padding)
-    shape, p = _fit("pool_2d", x, window, stride, padding)
+    made = kind_of("pool_2d", kind, count_padding)
+    shape, p = fit("pool_2d", x, window, stride, padding)
     return Result((x,), shape, x.dtype, {**made, **p})
 
 
@@ -268,8 +156,8 @@ def _none(y: Tensor, u: Tensor) -> Tensor:
     vjp=(_back_grad, _none),
     reference=_back_reference,
     samples=_back_sample,
-    error_samples=lambda: _errors("pool_2d_back"),
-    cost=_work,
+    error_samples=lambda: errors_of("pool_2d_back"),
+    cost=work_of,
     family="convolution",
 )
 def pool_2d_back(
@@ -291,8 +179,8 @@ def pool_2d_back(
     >>> pool_2d_back(tensor([[10.0, 20.0]]), x, "max", (1, 2)).numpy()
     array([[10.,  0.,  0., 20.]], dtype=float32)
     """
-    made = _kind_of("pool_2d_back", kind, count_padding)
-    shape, p = _fit("pool_2d_back", x, window, stride, padding)
+    made = kind_of("pool_2d_back", kind, count_padding)
+    shape, p = fit("pool_2d_back", x, window, stride, padding)
     if g.shape != shape:
         raise ShapeError(f"pool_2d_back: got g {g.shape}, want {shape}: one element per window")
     return Result((g, x), x.shape, float_dtype("pool_2d_back", g, x), {**made, **p})
@@ -307,8 +195,8 @@ def _at_grad(y: Tensor, g: Tensor) -> Tensor:
     vjp=(_at_grad, _none),
     reference=_at_reference,
     samples=_at_sample,
-    error_samples=lambda: _errors("pool_2d_at"),
-    cost=_work,
+    error_samples=lambda: errors_of("pool_2d_at"),
+    cost=work_of,
     family="convolution",
 )
 def pool_2d_at(
@@ -326,7 +214,7 @@ def pool_2d_at(
     array([[1.]], dtype=float32)
     """
     need_same_shape("pool_2d_at", u, x)
-    shape, p = _fit("pool_2d_at", x, window, stride, padding)
+    shape, p = fit("pool_2d_at", x, window, stride, padding)
     return Result((u, x), shape, float_dtype("pool_2d_at", u, x), p)
 
 
