@@ -18,9 +18,7 @@ import yupana as yp
 from tests.work import lines_run
 from yupana import ops
 from yupana.graphlib.draw import draw_graph, draw_plan
-from yupana.graphlib.draw.dot import STYLES, to_dot
-from yupana.graphlib.draw.fold import find_layers
-from yupana.graphlib.draw.outline import (
+from yupana.graphlib.draw.boxes import (
     AGAIN_LANE,
     BACKWARD_LANE,
     FORWARD_LANE,
@@ -29,8 +27,10 @@ from yupana.graphlib.draw.outline import (
     UPDATE_LANE,
     Box,
     Outline,
-    make_outline,
 )
+from yupana.graphlib.draw.dot import STYLES, to_dot
+from yupana.graphlib.draw.fold import find_layers
+from yupana.graphlib.draw.outline import make_outline
 from yupana.graphlib.errors import GraphError, SettingError
 from yupana.graphlib.fusion import find_groups
 from yupana.models.llama import Llama, LlamaConfig

@@ -6,9 +6,7 @@ from typing import Any
 
 import graphviz
 
-from yupana.graphlib.draw.details import Details
-from yupana.graphlib.draw.labels import box_label, escape, small, tooltip
-from yupana.graphlib.draw.outline import (
+from yupana.graphlib.draw.boxes import (
     AGAIN_LANE,
     BACKWARD,
     BACKWARD_LANE,
@@ -27,6 +25,8 @@ from yupana.graphlib.draw.outline import (
     Box,
     Outline,
 )
+from yupana.graphlib.draw.details import Details
+from yupana.graphlib.draw.labels import box_label, escape, small, tooltip
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, on tints of different
 # lightness; shapes differ too, so that print in grey loses nothing.

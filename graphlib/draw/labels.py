@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from pathlib import PurePath
 
+from yupana.graphlib.draw.boxes import Box, common_name
 from yupana.graphlib.draw.details import Details
-from yupana.graphlib.draw.outline import Box, common_name
 from yupana.graphlib.draw.text import printable
 from yupana.graphlib.tensor import Tensor
 

@@ -2,90 +2,38 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping
 
+from yupana.graphlib.draw.boxes import (
+    AGAIN_LANE,
+    BACKWARD,
+    BACKWARD_LANE,
+    DATA,
+    FORWARD,
+    FORWARD_LANE,
+    GRADIENT,
+    INPUT,
+    LANES,
+    PARAM,
+    RECOMPUTED,
+    UPDATE_LANE,
+    WRITE,
+    Box,
+    Outline,
+    common_name,
+)
 from yupana.graphlib.draw.fold import Folding, find_layers
+from yupana.graphlib.draw.joining import (
+    join_chains,
+    shorten_crossings,
+    write_constants_into_readers,
+)
 from yupana.graphlib.draw.select import Part
 from yupana.graphlib.fusion import find_groups
 from yupana.graphlib.graph import Graph
 from yupana.graphlib.task import Task
 from yupana.graphlib.tensor import Tensor
-
-# Kinds of boxes, in the order of the legend.
-PARAM, INPUT, DATA = "parameter", "input", "constant or frozen weight"
-FORWARD, BACKWARD, GRADIENT = "forward", "backward", "gradient of a parameter"
-RECOMPUTED, WRITE, VIEW = "recomputed", "writes in place", "view"
-KINDS = (INPUT, PARAM, DATA, FORWARD, VIEW, BACKWARD, GRADIENT, RECOMPUTED, WRITE)
-
-# Parts of a picture that stand side by side.
-FORWARD_LANE, AGAIN_LANE, BACKWARD_LANE, UPDATE_LANE = "forward", "again", "backward", "update"
-LANES = (FORWARD_LANE, AGAIN_LANE, BACKWARD_LANE, UPDATE_LANE)
-
-_FEW_CROSSINGS = 12  # arrows between lanes that the eye can still follow
-_MOST_ARROWS = 6  # from one box, or to one
-
-
-@dataclass(eq=False, slots=True)
-class Box:
-    """One node of the picture, and all the tensors it stands for."""
-
-    kind: str
-    lane: str
-    run: int | None  # the frame of repeated layers it stands in
-    tensors: list[Tensor]  # one of each copy of a layer
-    is_view: bool = False
-    is_output: bool = False
-    is_sum: bool = False  # its tensors are the additions of one sum, not copies
-    number: int = 0
-    before: list[Box] = field(default_factory=list)  # joined to it: what only it reads, in order
-    data: list[Box] = field(default_factory=list)  # leaves that only it reads
-    # What it reads without an arrow, each with the views through which it does.
-    reads: list[tuple[Box, list[Box]]] = field(default_factory=list)
-    feeds: list[Box] = field(default_factory=list)  # in the next copy of its layer
-    partners: list[Box] = field(default_factory=list)  # in other lanes, run by the same kernel
-    is_marked: bool = False  # asked for by name
-    # In a picture of a part: what it reads outside of it, and how many read its first tensor there.
-    cut_sources: list[str] = field(default_factory=list)
-    n_cut_readers: int = 0
-
-    @property
-    def spot(self) -> tuple[str, str, int | None]:
-        """What boxes have in common that can be one."""
-        return (self.kind, self.lane, self.run)
-
-    @property
-    def tensor(self) -> Tensor:
-        """The first that it stands for."""
-        return self.tensors[0]
-
-    @property
-    def ops(self) -> list[str]:
-        """The ops it stands for, of a chain of views from first to last."""
-        names = [box.tensor.op.name for box in [*self.before, self] if box.tensor.op]
-        return [f"{names[0]} × {len(self.tensors)}"] if self.is_sum else names
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether it must be a box of its own, not a line of another."""
-        return self.is_output or self.is_marked or self.n_cut_readers > 0
-
-    @property
-    def name(self) -> str:
-        """The user's name of it; a number that differs from copy to copy is a star."""
-        return common_name([tensor.name for tensor in self.tensors])
-
-
-@dataclass(slots=True)
-class Outline:
-    """The boxes in order of recording, the arrows between them, and what is framed."""
-
-    boxes: list[Box]
-    arrows: list[tuple[Box, Box]]
-    copies: list[int]  # how many layers each run stands for
-    kernels: list[list[Box]] = field(default_factory=list)  # boxes of a spot that run as one
 
 
 def make_outline(
@@ -117,28 +65,13 @@ def make_outline(
     _connect(outline, boxes, folding)
     if part is not None:
         _note_cuts(outline, nodes, part)
-    _write_constants_into_readers(outline)
-    _join_chains(outline)
-    _shorten_crossings(outline)
+    write_constants_into_readers(outline)
+    join_chains(outline)
+    shorten_crossings(outline)
     _number(outline)
     if fuse:
         _frame_kernels(outline, find_groups(nodes, graph.outputs))
     return outline
-
-
-def common_name(names: Sequence[str]) -> str:
-    """One name for several that differ in numbers: blk.0.wq, blk.1.wq are blk.*.wq.
-
-    >>> common_name(["blk.0.w2", "blk.1.w2"]), common_name(["a", "b"])
-    ('blk.*.w2', '')
-    """
-    parts = [re.split(r"(\d+)", name) for name in names]
-    if len({len(part) for part in parts}) != 1:
-        return ""
-    columns = list(zip(*parts, strict=True))
-    if any(len(set(column)) > 1 for column in columns[::2]):
-        return ""
-    return "".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
 
 
 def _kind(tensor: Tensor) -> str:
@@ -211,66 +144,6 @@ def _note_cuts(outline: Outline, nodes: Iterable[Tensor], part: Part) -> None:
                 box.cut_sources.append(name or src.label)
 
 
-def _write_constants_into_readers(outline: Outline) -> None:
-    """Leaves that one box reads, such as AdamW's moments, are a line of that box."""
-    readers = _readers(outline)
-    gone = set()
-    for box in outline.boxes:
-        named_weight = box.lane == FORWARD_LANE and box.name
-        if box.kind == DATA and len(readers[box]) == 1 and not (named_weight or box.is_apart):
-            readers[box][0].data.append(box)
-            gone.add(box)
-    _remove(outline, gone)
-
-
-def _join_chains(outline: Outline) -> None:
-    """A chain of views that nothing else reads is one box, and so is one of steps in an update."""
-    readers = _readers(outline)
-    n_sources = Counter(reader for _, reader in outline.arrows)
-    sources = {
-        box: source
-        for source, box in outline.arrows
-        if box.is_view or (_is_small_step(box) and n_sources[box] == 1)
-    }
-    gone = set()
-    for box in outline.boxes:
-        is_link = box.is_view or box in sources
-        if not is_link or box.is_apart or box.feeds or len(readers[box]) != 1:
-            continue
-        reader = readers[box][0]
-        alike = (reader.spot, reader.is_view) == (box.spot, box.is_view)
-        if alike and sources.get(reader) is box:
-            reader.before = [*box.before, box]
-            reader.data += box.data
-            reader.cut_sources = box.cut_sources
-            gone.add(box)
-            del sources[reader]
-            if box in sources:
-                source = sources[reader] = sources[box]
-                readers[source] = [reader if other is box else other for other in readers[source]]
-    _remove(outline, gone)
-    joined = [box for box in outline.boxes if box.before]
-    outline.arrows += [(sources[box], box) for box in joined if box in sources]
-
-
-def _is_small_step(box: Box) -> bool:
-    """Whether it only prepares an update, as the squares whose sum is a gradient's norm."""
-    is_plain = box.kind == FORWARD and not (box.is_view or box.is_sum or box.name or box.data)
-    return is_plain and box.lane == UPDATE_LANE
-
-
-def _readers(outline: Outline) -> dict[Box, list[Box]]:
-    readers: dict[Box, list[Box]] = defaultdict(list)
-    for source, reader in outline.arrows:
-        readers[source].append(reader)
-    return readers
-
-
-def _remove(outline: Outline, gone: set[Box]) -> None:
-    outline.boxes = [box for box in outline.boxes if box not in gone]
-    outline.arrows = [(a, b) for a, b in outline.arrows if a not in gone and b not in gone]
-
-
 def _number(outline: Outline) -> None:
     drawn = sorted(outline.boxes, key=lambda box: LANES.index(box.lane))
     for number, box in enumerate(drawn, 1):
@@ -291,36 +164,3 @@ def _frame_kernels(outline: Outline, groups: Iterable[Task]) -> None:
         else:
             for box in members:
                 box.partners = [other for other in members if other is not box]
-
-
-def _shorten_crossings(outline: Outline) -> None:
-    """Where arrows would be too many to follow, boxes say the numbers of what they read."""
-    fan_out = Counter(source for source, _ in outline.arrows)
-    fan_in = Counter(reader for _, reader in outline.arrows)
-    crossing = {(a, b) for a, b in outline.arrows if a.lane != b.lane}
-    shortened = crossing if len(crossing) > _FEW_CROSSINGS else set()
-    shortened |= {
-        (a, b)
-        for a, b in outline.arrows
-        if max(fan_out[a], fan_in[b]) > _MOST_ARROWS
-        or (a.tensor.is_leaf and a.lane == UPDATE_LANE and fan_out[a] > 1)
-    }
-    for source, reader in outline.arrows:
-        if (source, reader) in shortened:
-            reader.reads.append((source, []))
-    outline.arrows = [arrow for arrow in outline.arrows if arrow not in shortened]
-    _write_views_into_readers(outline)
-
-
-def _write_views_into_readers(outline: Outline) -> None:
-    """A view without an arrow to it is a word of its reader's list."""
-    readers = _readers(outline)
-    reached = {box for _, box in outline.arrows}
-    gone = set()
-    for box in outline.boxes:
-        inner = box.is_view and not (box.is_apart or box.feeds or box.data or box.cut_sources)
-        if inner and box not in reached and len(box.reads) == len(readers[box]) == 1:
-            source, views = box.reads[0]
-            readers[box][0].reads.append((source, [*views, *box.before, box]))
-            gone.add(box)
-    _remove(outline, gone)
