@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yupana.cli import main
+from tests.command_line import call
 from yupana.models.formats import GgufFile, write_gguf
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.models.llama_gguf import save_llama
@@ -40,12 +40,6 @@ def model(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("chat") / "model.gguf"
     save_llama(path, llama, vocabulary)
     return str(path)
-
-
-def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    code = main([*arguments])
-    out, err = capsys.readouterr()
-    return code, out, re.sub(r"yupana: compiling \d+ kernels.*\n", "", err)
 
 
 def with_template(model: str, folder: Path, template: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import yupana as yp
-from yupana.cli import main
+from tests import command_line
 from yupana.commands import check
 from yupana.graphlib import program, schedule
 from yupana.graphlib.kernels.run import SOLO
@@ -65,9 +65,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    code = main(["check", *arguments])
-    out, err = capsys.readouterr()
-    return code, out, re.sub(r"yupana: compiling \d+ kernels.*\n", "", err)
+    return command_line.call(capsys, "check", *arguments)
 
 
 def test_named_ops_are_proved_one_a_line(capsys):

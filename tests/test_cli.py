@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import call
+from tests.small_runs import SIZES, TEXT, flags_of
 from yupana.cli import PROGRAMS, main
 from yupana.commands import cost, ops
 from yupana.graphlib.op import REGISTRY
@@ -22,8 +24,7 @@ from yupana.train.progress import Bar, Lines, Status
 from yupana.train.step import TrainingStep
 
 ROOT = Path(__file__).parents[1]
-TEXT = "the llama eats grass, the ñandú runs; " * 60
-TINY = ["--ctx=8", "--batch=2", "--embd=16", "--ff=24", "--head=2", "--layer=1", "-t=1"]
+TINY = flags_of(SIZES)
 TINY_RUN = [*TINY, "--vocab=characters", "--eval-every=3", "--warmup=2"]
 
 
@@ -33,13 +34,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
-
-
-def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr; compilations are announced on stderr and taken out."""
-    code = main([*arguments])
-    out, err = capsys.readouterr()
-    return code, out, re.sub(r"yupana: compiling \d+ kernels.*\n", "", err)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])

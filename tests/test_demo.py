@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from yupana.cli import main
+from tests.command_line import call
 from yupana.models import session
 from yupana.models.passes import Pass
 
@@ -14,12 +14,6 @@ def folder(tmp_path, monkeypatch):
     """A working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
-    code = main([*arguments])
-    return (code, *capsys.readouterr())
 
 
 DEMO = ["demo", "--steps=2", "--lora-steps=30", "--n-predict=5", "--out=here", "--threads=1"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import old_files as old
+from tests.small_runs import SIZES, flags_of
 from yupana.cli import main
 from yupana.graphlib.context import Context
 from yupana.models.llama import Llama, LlamaConfig
@@ -18,8 +19,7 @@ from yupana.models.sketch import sketch_model
 from yupana.models.starcoder import StarCoder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-TINY = ["--ctx=8", "--batch=2", "--embd=16", "--ff=24", "--head=2", "--layer=3", "-t=1"]
-TINY += ["--n-vocab=33"]
+TINY = flags_of(SIZES | {"layer": 3, "n_vocab": 33})
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Matrix multiplication against NumPy in float64: shapes, strides, dtypes, groups, NaN, chunks."""
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.kernel_steps import GUARD, run
 from yupana.graphlib.dtypes import DTYPES, from_storage, to_storage
-from yupana.graphlib.kernels.compiler import function_type
 from yupana.graphlib.kernels.gemm import Gemm, Matrix, lower, workspace_bytes
 from yupana.graphlib.kernels.gemm_kernels import PACKED
 from yupana.graphlib.kernels.gemm_plan import inner_parts, is_fast, plan_tiles, suits_dots
-from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.kernels.vector import LANES
 
 Array = np.ndarray[Any, Any]
-_call = function_type(4)
-_GUARD = 64  # bytes that must stay as they are, on both sides of a result and of workspace
 _LAYOUTS = ("rows", "columns", "wide", "backwards", "sparse", "repeated")
 
 
@@ -40,18 +36,6 @@ class Case:
     special: float = 0.0  # a NaN or infinity planted in A and B
 
 
-def run(steps: list[Step], pieces: int = 1, backwards: bool = False) -> None:
-    """Run steps one after the other, their chunks cut into ranges, in either order."""
-    for step in steps:
-        record = np.array(step.record, np.int64)
-        cuts = np.linspace(0, step.chunks, pieces + 1).astype(int).tolist()
-        ranges = list(itertools.pairwise(cuts))
-        for begin, end in reversed(ranges) if backwards else ranges:
-            scratch = np.full(step.scratch + _GUARD, 255, np.uint8)  # NaN wherever it is read
-            _call(step.kernel.address)(record.ctypes.data, begin, end, scratch.ctypes.data)
-            assert (scratch[step.scratch :] == 255).all(), "wrote beyond its scratch memory"
-
-
 def place(values: Array, dtype: str, layout: str) -> tuple[Array, Array]:
     """A view of `layout` that holds `values`, in the middle of memory of NaN; view and memory."""
     stored = to_storage(values, DTYPES[dtype])
@@ -64,7 +48,7 @@ def place(values: Array, dtype: str, layout: str) -> tuple[Array, Array]:
         "sparse": (n0, n1, rows, 2 * cols + 1),
         "repeated": (1, 1, rows, cols),
     }
-    guard = _GUARD // stored.itemsize
+    guard = GUARD // stored.itemsize
     size = int(np.prod(shapes[layout]))
     memory = np.full((size + 2 * guard) * stored.itemsize, 255, np.uint8).view(stored.dtype)
     whole = memory[guard : guard + size].reshape(shapes[layout])
@@ -131,7 +115,7 @@ class Product:
         result = matrix(self.c, self.c_dtype)
         self.gemm = Gemm(shape[:2], *sizes, case.group, *operands, result, d_matrix)
         size = workspace_bytes(self.gemm)
-        self.workspace = np.full(size + _GUARD, 255, np.uint8)
+        self.workspace = np.full(size + GUARD, 255, np.uint8)
         self.steps = lower(self.gemm, self.workspace.ctypes.data)
 
     def check(self) -> None:
@@ -142,7 +126,7 @@ class Product:
         assert (self.c[infinite] == self.expected[infinite]).all()
         error = np.abs(self.c.astype(np.float64) - np.where(finite, self.expected, 0.0))
         assert (error <= self.tolerance)[finite].all(), error[finite].max()
-        assert (self.workspace[-_GUARD:] == 255).all(), "wrote beyond its workspace"
+        assert (self.workspace[-GUARD:] == 255).all(), "wrote beyond its workspace"
         before = self.c.copy()
         self.c[...] = np.frombuffer(b"\xff" * self.c.itemsize, self.c.dtype)[0]
         assert (self.memory.view(np.uint8) == 255).all(), "wrote beyond the result"

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.small_runs import TEXT
 from yupana.graphlib.context import Context
 from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.models.formats import GgufFile, write_gguf
@@ -25,7 +26,6 @@ from yupana.train.settings import FinetuneSettings, RunSettings
 DATA = Path(__file__).parents[2] / "shared" / "data"
 REAL = DATA / "lora-r4a8-f32-ck.gguf"
 SPM = DATA / "ggml-vocab-llama-spm.gguf"
-TEXT = "the llama eats grass, the ñandú runs; " * 60
 STATE = "1812433254 3713160357 3109174145"  # of their generator: text, whatever it says
 SEED = zlib.crc32(STATE.encode())
 MOMENTS = ("first_moments", "second_moments")

@@ -8,17 +8,11 @@ import pytest
 
 from tests import hub_models as hub
 from tests import old_files as old
-from yupana.cli import main
+from tests.command_line import call
 from yupana.models.formats import write_gguf
 from yupana.models.inspect import Listed, inspect_file
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-
-
-def run(capsys, *arguments):
-    code = main([str(a) for a in arguments])
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def old_file(tmp_path, raw):
@@ -34,13 +28,13 @@ def test_gguf_is_shown_as_a_table_and_as_json(tmp_path, capsys):
     }  # fmt: skip
     path = tmp_path / "m.gguf"
     write_gguf(path, entries, {"w": np.ones((2, 3), np.float32), "q": ("Q8_0", (1, 32), bytes(34))})
-    code, out, _ = run(capsys, "inspect", path)
+    code, out, _ = call(capsys, "inspect", path)
     assert code == 0
     assert "GGUF version 3, little-endian, model" in out
     assert "10 × string: 'a', 'b'" in out
     assert "\x1b" not in out
     assert "2 tensors (1 F32, 1 Q8_0), 38 elements, 58 B" in out
-    code, out, _ = run(capsys, "inspect", path, "--json")
+    code, out, _ = call(capsys, "inspect", path, "--json")
     found = json.loads(out)
     assert found["entries"]["tokenizer.ggml.tokens"] == {
         "kind": "string", "length": 10, "first": [*"abcdefgh"],
@@ -84,22 +78,22 @@ def test_real_files_are_told_apart(name, holds):
 def test_convert_quantise_and_look(tmp_path, capsys):
     source = old_file(tmp_path, old.llama2c_file(0, old.llama2c_weights(False)))
     (tmp_path / "t.bin").write_bytes(old.tokenizer_bin(True))
-    code, out, _ = run(
+    code, out, _ = call(
         capsys, "convert", source, tmp_path / "m.gguf", "--vocab", tmp_path / "t.bin"
     )
     assert code == 0
     assert "model of architecture llama, 21 tensors" in out
     assert "note" not in out
-    code, out, _ = run(capsys, "quantize", tmp_path / "m.gguf", tmp_path / "q.gguf", "q4_0")
+    code, out, _ = call(capsys, "quantize", tmp_path / "m.gguf", tmp_path / "q.gguf", "q4_0")
     assert code == 0
     assert "blk.0.attn_q.weight 32 x 32 F32 Q4_0 576 B" in " ".join(out.split())
-    code, out, _ = run(
+    code, out, _ = call(
         capsys, "quantize", tmp_path / "m.gguf", tmp_path / "q.gguf", "q8_0", "--json"
     )
     rows = {row["name"]: row for row in json.loads(out)}
     assert 0 < rows["blk.1.ffn_up.weight"]["relative"] < 0.01
     assert rows["output_norm.weight"]["after"] == "F32"
-    code, out, _ = run(capsys, "convert", source, tmp_path / "m.gguf")
+    code, out, _ = call(capsys, "convert", source, tmp_path / "m.gguf")
     assert "note: llama2.c keeps the vocabulary in a file of its own" in out
 
 
@@ -113,7 +107,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (("quantize", tmp_path / "x", tmp_path / "y", "q4_0"), 1, "not a GGUF file"),
         (("quantize", tmp_path / "x", tmp_path / "y", "q5"), 2, "no such type: got 'q5'"),
     ):
-        found, out, err = run(capsys, *arguments)
+        found, out, err = call(capsys, *arguments)
         assert (found, out) == (code, "")
         assert words in err
         assert len(err.splitlines()) == 1

@@ -3,7 +3,6 @@
 Every run cuts the chunks into ranges, as threads do, and watches the memory around the result.
 """
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.kernel_steps import GUARD, run
 from yupana.graphlib.dtypes import DTYPES, from_storage, to_storage
 from yupana.graphlib.kernels import gather, loss, optimise, reduce
 from yupana.graphlib.kernels.blocks import BLOCK, View
-from yupana.graphlib.kernels.compiler import function_type
 from yupana.graphlib.kernels.elementwise import Map
 from yupana.graphlib.ops import reduction
 
-_call = function_type(4)
-_GUARD = 64  # bytes that must stay as they are, on both sides of every operand
 _TOLERANCE = {"f64": 1e-14, "f32": 3e-7, "f16": 1e-3, "bf16": 1e-2}
 _FLOATS = ("f32", "f64", "f16", "bf16")
 
@@ -37,7 +34,7 @@ class Operand:
         full = [stored.shape[a] * steps[a] for a in axes]
         if layout == "gaps":  # between rows
             full[-1] += 3
-        guard = _GUARD // stored.itemsize
+        guard = GUARD // stored.itemsize
         size = int(np.prod(full))
         self.memory = np.full((size + 2 * guard) * stored.itemsize, 255, np.uint8)
         whole = self.memory.view(stored.dtype)[guard : guard + size].reshape(full)
@@ -64,18 +61,6 @@ class Operand:
 
 def zeros(shape, dtype="f32", layout="rows"):
     return Operand(np.full(shape, 7.0), dtype, layout)  # every element has to be written
-
-
-def run(steps, pieces=1, backwards=False):
-    for step in steps:
-        record = np.array(step.record, np.int64)
-        count = max(1, min(pieces, step.chunks))
-        cuts = np.linspace(0, step.chunks, count + 1).astype(int).tolist()
-        ranges = list(itertools.pairwise(cuts))
-        for begin, end in reversed(ranges) if backwards else ranges:
-            scratch = np.full(step.scratch + _GUARD, 255, np.uint8)  # NaN wherever it is read
-            _call(step.kernel.address)(record.ctypes.data, begin, end, scratch.ctypes.data)
-            assert (scratch[step.scratch :] == 255).all(), "wrote beyond its scratch memory"
 
 
 def run_all_ways(make_steps, results):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounts import mounted
+from tests.small_runs import SIZES, flags_of
 from yupana.cli import main
 from yupana.graphlib.errors import SettingError
 from yupana.models.formats import temporary_of
@@ -17,10 +18,6 @@ from yupana.train.places import Places
 from yupana.train.settings import RunSettings
 
 TEXT = "the llama eats grass, the condor flies; " * 60
-TINY = {
-    "ctx": 8, "batch": 2, "embd": 16, "ff": 24, "head": 2, "layer": 1, "threads": 1,
-    "vocab": "bytes", "adam_iter": 2, "warmup": 0,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +37,7 @@ def folder(made, tmp_path):
 
 
 def pretrain(folder, *arguments):
-    sizes = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    sizes = flags_of(SIZES | {"vocab": "bytes", "adam_iter": 2, "warmup": 0})
     return run(folder, "pretrain", "--train-data=text.txt", *sizes, *arguments)
 
 

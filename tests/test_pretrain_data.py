@@ -8,28 +8,14 @@ import sys
 import numpy as np
 import pytest
 
+from tests import small_runs
 from yupana.graphlib.errors import DataError
 from yupana.train.pretrain import make_vocabulary, prepare
-from yupana.train.settings import RunSettings
-
-TINY = {
-    "ctx": 16,
-    "batch": 2,
-    "embd": 16,
-    "ff": 24,
-    "head": 2,
-    "layer": 1,
-    "vocab": "bytes",
-    "adam_iter": 30,
-    "adam_alpha": 0.01,
-    "eval_every": 10,
-    "warmup": 2,
-    "threads": 1,
-}
 
 
 def settings(folder, **changes):
-    return RunSettings(model_out=folder / "m.gguf", **{**TINY, **changes})
+    usual = {"ctx": 16, "vocab": "bytes", "adam_iter": 30, "adam_alpha": 0.01, "eval_every": 10}
+    return small_runs.settings(folder, **{**usual, **changes})
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import small_runs
 from tests.browser import browser
+from tests.small_runs import TEXT
 from yupana.cli import main
 from yupana.graphlib.errors import DataError
 from yupana.models.llama import Llama, LlamaConfig
@@ -19,18 +21,13 @@ from yupana.train.pretrain import prepare
 from yupana.train.report import find_log, make_report, read_log
 from yupana.train.settings import FinetuneSettings, RunSettings
 
-TEXT = "the llama eats grass, the ñandú runs; " * 60
-TINY = {
-    "ctx": 8, "batch": 2, "embd": 16, "ff": 24, "head": 2, "layer": 3, "vocab": "characters",
-    "adam_iter": 6, "eval_every": 3, "generate_every": 2, "generate_tokens": 5, "warmup": 2,
-    "threads": 1,
-}  # fmt: skip
 HOSTILE = "</p><script>alert(1)</script><img src=http://x.test/a.png onerror=alert(2)>\x07"
 NAME = 'a&b <i>"m".gguf'  # a file may be called so
 
 
 def settings(folder, **changes) -> RunSettings:
-    return RunSettings(**{"model_out": folder / "m.gguf", **TINY, **changes})
+    usual = {"layer": 3, "generate_every": 2, "generate_tokens": 5}
+    return small_runs.settings(folder, **{**usual, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def run(tmp_path_factory) -> Path:
     """The folder of a run with everything that a run can leave, and a text that means harm."""
     folder = tmp_path_factory.mktemp("run")
     files = {"model_out": folder / NAME, "checkpoint_out": folder / "c-ITERATION.gguf"}
-    prepare(TEXT, RunSettings(**TINY, **files)).train()
+    prepare(TEXT, settings(folder, **files)).train()
     (log,) = folder.glob("*.jsonl")
     with log.open("a") as file:
         file.write(json.dumps({"step": 6, "prompt": "<b>", "text": HOSTILE}) + "\n")

@@ -11,21 +11,14 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from tests.mounts import mounted
+from tests.small_runs import HOW, SIZES, TEXT, flags_of, settings
 from yupana.cli import main
 from yupana.models.formats import GgufFile, temporary_of, temporary_path
 from yupana.models.llama_gguf import load_llama
 from yupana.train.checkpoint import MODEL, Checkpoint
 from yupana.train.pretrain import prepare
-from yupana.train.settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
-TEXT = "the llama eats grass, the ñandú runs; " * 60
-TINY = {"ctx": 8, "batch": 2, "embd": 16, "ff": 24, "head": 2, "layer": 1, "threads": 1}
-HOW = {"vocab": "characters", "adam_iter": 6, "eval_every": 3, "warmup": 2}
-
-
-def settings(folder: Path, **changes) -> RunSettings:
-    return RunSettings(model_out=folder / "m.gguf", **{**TINY, **HOW, **changes})
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs to kill are forked")
@@ -124,7 +117,7 @@ def small_disk(tmp_path):
 
 
 def train_on(folder: Path, data: Path, *more: str) -> int:
-    sizes = [f"--{name}={value}" for name, value in (TINY | HOW | {"adam_iter": 60}).items()]
+    sizes = flags_of(SIZES | HOW | {"adam_iter": 60})
     files = [f"--train-data={data}", f"--model-out={folder}/m.gguf", "--save-every=1"]
     return main(["pretrain", *sizes, *files, *more])
 

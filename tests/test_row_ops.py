@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import yupana as yp
+from tests.kernel_steps import run
 from yupana.graphlib import ops
 from yupana.graphlib.kernels.blocks import View
-from yupana.graphlib.kernels.compiler import function_type
 from yupana.graphlib.kernels.softmax import causal_soft_max_steps, soft_max_steps
 from yupana.graphlib.ops import gates
 from yupana.graphlib.ops.norm import (
@@ -16,13 +16,6 @@ from yupana.graphlib.ops.norm import (
     rms_norm_mul_back_steps,
     rms_norm_mul_steps,
 )
-
-
-def run(steps):
-    for step in steps:
-        record, scratch = np.array(step.record, np.int64), np.zeros(step.scratch + 64, np.uint8)
-        kernel = function_type(4)(step.kernel.address)
-        kernel(record.ctypes.data, 0, step.chunks, scratch.ctypes.data)
 
 
 def view(array):

@@ -6,23 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.small_runs import TEXT, settings
 from yupana.graphlib.errors import SettingError
 from yupana.train.pretrain import prepare
-from yupana.train.settings import RunSettings
 from yupana.train.stop import StopRules, StopState, after_step, after_validation
-
-TEXT = "the llama eats grass, the ñandú runs; " * 60
-TINY = {
-    "ctx": 8,
-    "batch": 2,
-    "embd": 16,
-    "ff": 24,
-    "head": 2,
-    "layer": 1,
-    "vocab": "characters",
-    "warmup": 0,
-    "threads": 1,
-}
 
 
 def end(losses, **rules):
@@ -83,10 +70,6 @@ def test_settings_are_checked(name, value):
         StopRules(**{name: value})
 
 
-def settings(folder, **changes):
-    return RunSettings(model_out=folder / "m.gguf", **{**TINY, **changes})
-
-
 def test_a_run_ends_early_and_says_why(tmp_path):
     changes = {"adam_iter": 50, "adam_alpha": 0.0, "opt_max_no_improvement": 4, "eval_every": 0}
     outcome = prepare(TEXT, settings(tmp_path, **changes)).train()
@@ -102,6 +85,7 @@ def test_a_run_ends_early_and_says_why(tmp_path):
 
 def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path):
     rules = {"adam_iter": 60, "opt_past": 3, "opt_delta": 0.02, "opt_max_no_improvement": 9}
+    rules |= {"warmup": 0, "eval_every": 50}
     whole = prepare(TEXT, settings(tmp_path / "a", **rules)).train()
     assert whole.reason
     for stop in (2, whole.history.step - 1):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import yupana as yp
+from tests.small_runs import TEXT, settings
 from yupana.graphlib.errors import (
     DataError,
     FileFormatError,
@@ -30,25 +31,6 @@ from yupana.train.schedule import Schedule
 from yupana.train.settings import RunSettings
 from yupana.train.step import Evaluation, TrainingStep
 from yupana.train.waves import WaveTrainer
-
-TEXT = "the llama eats grass, the ñandú runs; " * 60
-TINY = {
-    "ctx": 8,
-    "batch": 2,
-    "embd": 16,
-    "ff": 24,
-    "head": 2,
-    "layer": 1,
-    "vocab": "characters",
-    "adam_iter": 6,
-    "eval_every": 3,
-    "warmup": 2,
-    "threads": 1,
-}
-
-
-def settings(folder, **changes) -> RunSettings:
-    return RunSettings(model_out=folder / "m.gguf", **{**TINY, **changes})
 
 
 def test_training_lowers_the_loss_and_leaves_its_files(tmp_path):
