@@ -26,7 +26,8 @@ from yupana.graphlib.draw.boxes import (
     Outline,
 )
 from yupana.graphlib.draw.details import Details
-from yupana.graphlib.draw.labels import box_label, escape, small, tooltip
+from yupana.graphlib.draw.labels import box_label, small, tooltip
+from yupana.graphlib.draw.text import escape
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, on tints of different
 # lightness; shapes differ too, so that print in grey loses nothing.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 import numpy as np
 
-from yupana.graphlib.draw.text import format_bytes, format_time, printable
+from yupana.graphlib.draw.text import escape, format_bytes, format_time
 from yupana.graphlib.program import Program
 from yupana.graphlib.tensor import Tensor
 
@@ -35,7 +34,7 @@ def tensor_html(tensor: Tensor) -> str:
         rows.append(("recorded at", f"{PurePath(file).name}:{line}"))
     kind = "parameter" if tensor.is_param else "input" if tensor.is_input else "leaf"
     title = f"{tensor.name} " if tensor.name else ""
-    head = f"<b>{_text(title)}</b>{tensor.op.name if tensor.op else kind}"
+    head = f"<b>{escape(title)}</b>{tensor.op.name if tensor.op else kind}"
     return f"<div>{head}</div>{_table(rows)}{_values(tensor)}"
 
 
@@ -56,13 +55,13 @@ def program_html(program: Program) -> str:
         f"{len(program.tasks)} tasks on {threads}, {format_bytes(program.plan.peak)} of results "
         f"({format_bytes(program.plan.total)} with what it reads)"
     )
-    return f"<div>{_text(said)}</div>{_table(rows, ('op', 'tasks', 'predicted time'))}"
+    return f"<div>{escape(said)}</div>{_table(rows, ('op', 'tasks', 'predicted time'))}"
 
 
 def _table(rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    head = "".join(f"<th{_LEFT}>{_text(cell)}</th>" for cell in heads)
+    head = "".join(f"<th{_LEFT}>{escape(cell)}</th>" for cell in heads)
     body = "".join(
-        f"<tr>{''.join(f'<td{_LEFT}>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows
+        f"<tr>{''.join(f'<td{_LEFT}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
     )
     return f"<table>{f'<tr>{head}</tr>' if heads else ''}{body}</table>"
 
@@ -71,8 +70,4 @@ def _values(tensor: Tensor) -> str:
     if not tensor.has_value or tensor.size == 0:
         return ""
     options = {"threshold": _SHOWN, "edgeitems": _EDGE, "precision": 4, "max_line_width": 100}
-    return f"<pre>{_text(np.array2string(tensor.numpy(), **options))}</pre>"  # type: ignore[arg-type]
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text), quote=False)
+    return f"<pre>{escape(np.array2string(tensor.numpy(), **options))}</pre>"  # type: ignore[arg-type]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import PurePath
 
 from yupana.graphlib.draw.boxes import Box, common_name
 from yupana.graphlib.draw.details import Details
-from yupana.graphlib.draw.text import printable
+from yupana.graphlib.draw.text import escape, printable
 from yupana.graphlib.tensor import Tensor
 
 _SMALL = 8  # points
@@ -122,11 +121,6 @@ def tooltip(box: Box) -> str:
     if file:
         lines.append(f"recorded at {PurePath(file).name}:{line}")
     return printable("\n".join(lines))
-
-
-def escape(text: str) -> str:
-    """Text for the HTML of graphviz."""
-    return html.escape(printable(text), quote=False)
 
 
 def small(text: str) -> str:

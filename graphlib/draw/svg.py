@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import quoteattr
 
-from yupana.graphlib.draw.text import printable
+from yupana.graphlib.draw.text import escape
 
 FONT = "Helvetica, Arial, sans-serif"
 
@@ -45,17 +45,17 @@ class Svg:
     def text(self, x: float, y: float, text: str, size: float = 11, **style: object) -> None:
         """Text whose base line starts at (x, y), unless `text_anchor` says else."""
         attributes = _attributes({"x": x, "y": y, "font_size": size, **style})
-        self._parts.append(f"<text{attributes}>{escape(printable(text))}</text>")
+        self._parts.append(f"<text{attributes}>{escape(text)}</text>")
 
     @contextmanager
     def group(self, note: str) -> Iterator[None]:
         """What is drawn within it belongs together; `note` shows under the pointer."""
-        self._parts.append(f"<g><title>{escape(printable(note))}</title>")
+        self._parts.append(f"<g><title>{escape(note)}</title>")
         yield
         self._parts.append("</g>")
 
     def _add(self, tag: str, note: str, **attributes: object) -> None:
-        inner = f"<title>{escape(printable(note))}</title>" if note else ""
+        inner = f"<title>{escape(note)}</title>" if note else ""
         self._parts.append(f"<{tag}{_attributes(attributes)}>{inner}</{tag}>")
 
     def __str__(self) -> str:

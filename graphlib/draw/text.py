@@ -1,5 +1,7 @@
 """Text in pictures."""
 
+import html
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -45,3 +47,12 @@ def format_time(ns: float) -> str:
 def printable(text: str) -> str:
     """`text` without the control characters that XML forbids."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def escape(text: str) -> str:
+    """Text for HTML, SVG and graphviz's labels.
+
+    >>> escape("a < b")
+    'a &lt; b'
+    """
+    return html.escape(printable(text), quote=False)
