@@ -35,8 +35,29 @@ from yupana.graphlib.kernels.vector import (
 ROWS = COLUMNS = 4  # rows of A and columns that a call takes
 FETCHED = 64  # bytes that come from memory together
 _STREAMS = 4  # sums of one column that do not wait for each other
-_AHEAD = 8192  # bytes from what is read to what is fetched, at least
-SumsOf = Callable[[list[Any], list[Any], Any], list[list[Any]]]
+_AHEAD = 8192  # bytes read before what is fetched is wanted, at least
+
+
+class Ahead(NamedTuple):
+    """How far to fetch ahead of columns."""
+
+    x_row: Any  # bytes from one column to the next
+    is_dense: Any  # whether there are no gaps between columns
+    distance: Any  # bytes from what is read to what is fetched
+
+    @classmethod
+    def of(cls, b: Any, x_row: Any, row_bytes: Any) -> "Ahead":
+        """So far that some bytes are read meanwhile, but by whole calls."""
+        calls = b.udiv(const(_AHEAD), b.mul(row_bytes, const(COLUMNS)))
+        calls = b.select(b.icmp_signed("<", calls, const(1)), const(1), calls)
+        return cls(
+            x_row,
+            b.icmp_signed("==", x_row, row_bytes),
+            b.mul(x_row, b.mul(calls, const(COLUMNS))),
+        )
+
+
+SumsOf = Callable[[list[Any], list[Any], Ahead], list[list[Any]]]
 
 
 class DotsRecord(NamedTuple):
@@ -104,21 +125,26 @@ def _sum_lanes(b: Any, values: list[Any]) -> Any:
 
 def _dots(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
     """Four columns by `rows` rows of dot products; see `_dotsR_T`."""
-    in_groups(b, rows, 1, args, partial(_dot_sums, b, dtype, args[8]))
+    row_bytes = b.mul(args[8], const(ITEMSIZE[dtype]))
+    in_groups(b, rows, 1, row_bytes, args, partial(_dot_sums, b, dtype, args[8]))
 
 
-def in_groups(b: Any, rows: int, registers: int, args: list[Any], sums_of: SumsOf) -> None:
+def in_groups(
+    b: Any, rows: int, registers: int, row_bytes: Any, args: list[Any], sums_of: SumsOf
+) -> None:
     """Write what `sums_of` finds, for as many columns at a time as there are registers.
 
     Args:
         registers: that a sum takes.
+        row_bytes: of a column, gaps between columns not counted.
         sums_of: gives the lanes' sums of each column with each row, from the addresses of rows
-            and columns and the distance from a column to the next.
+            and columns and what is to be fetched for later ones.
     """
     a, a_row, x, x_row, c, c_row, d, d_row, inner, cols = args
     each = COLUMNS
     while each > 1 and rows * each * registers > REGISTERS // 2:
         each //= 2
+    ahead = Ahead.of(b, x_row, row_bytes)
 
     def group(j: Any) -> None:
         along = b.mul(j, const(4))
@@ -128,7 +154,7 @@ def in_groups(b: Any, rows: int, registers: int, args: list[Any], sums_of: SumsO
         a_rows, columns = _starts(b, rows, here)
         totals = []
         for k in range(0, COLUMNS, each):
-            totals += sums_of(a_rows, columns[k : k + each], x_row)
+            totals += sums_of(a_rows, columns[k : k + each], ahead)
         _finish(b, totals, here)
 
     loop(b, const(0), b.add(cols, const(COLUMNS - 1)), COLUMNS, group)
@@ -162,7 +188,7 @@ def _finish(b: Any, totals: list[list[Any]], args: list[Any]) -> None:
 
 
 def _dot_sums(
-    b: Any, dtype: str, count: Any, a_rows: list[Any], columns: list[Any], x_row: Any
+    b: Any, dtype: str, count: Any, a_rows: list[Any], columns: list[Any], ahead: Ahead
 ) -> list[list[Any]]:
     """The products of each column with each row, summed over k but for the lanes of a vector."""
     if len(a_rows) == 1 and dtype == "f32":
@@ -182,11 +208,11 @@ def _dot_sums(
                 total.set(Lanes(b, multiply_add(b, u, value, total.get().value)))
 
     def add_together(k: Any) -> None:
-        fetch(b, columns, x_row, (b.mul(k, const(size)), row_bytes), step * size)
+        fetch(b, columns, ahead, b.mul(k, const(size)), step * size)
         for u in range(together):
             add(b.add(k, const(u * LANES)))
 
-    step, row_bytes = LANES * together, b.mul(count, const(size))
+    step = LANES * together
     loop(b, const(0), count, step, add_together)
     if together > 1:
         loop(b, b.sub(count, b.srem(count, const(step))), count, LANES, add)
@@ -234,24 +260,19 @@ def _alone(b: Any, dtype: str, count: Any, row: Any, column: Any) -> Any:
     return values[0]
 
 
-def fetch(b: Any, columns: list[Any], x_row: Any, part: tuple[Any, Any], nbytes: int) -> None:
-    """Fetch part of what the next calls will read, in the order in which it lies in memory.
+def fetch(b: Any, columns: list[Any], ahead: Ahead, done: Any, nbytes: int) -> None:
+    """Fetch part of what later calls will read, in the order in which it lies in memory.
 
-    The hardware fetches ahead of a program that reads one stream, not several: columns that lie
-    close together are read as if they were one.
+    The hardware fetches ahead of a program that reads one stream, not several: columns without
+    gaps between them are fetched as if they were one.
 
     Args:
-        columns, x_row: of this call, and the distance from one to the next.
-        part: bytes of each column that are done, and of the whole column.
-        nbytes: that are done next.
+        done: bytes of each column that were read.
+        nbytes: that are read next.
     """
-    done, row_bytes = part
-    is_dense = b.icmp_signed("==", x_row, row_bytes)
-    apart = b.select(is_dense, const(nbytes), x_row)
-    done = b.mul(done, b.select(is_dense, const(len(columns)), const(1)))
-    far = b.mul(x_row, const(COLUMNS))
-    is_near = b.and_(is_dense, b.icmp_signed("<", far, const(_AHEAD)))
-    at = b.add(b.add(columns[0], b.select(is_near, const(_AHEAD), far)), done)
+    apart = b.select(ahead.is_dense, const(nbytes), ahead.x_row)
+    done = b.mul(done, b.select(ahead.is_dense, const(len(columns)), const(1)))
+    at = b.add(b.add(columns[0], ahead.distance), done)
     for _ in columns:
         for near in range(0, nbytes, FETCHED):
             prefetch(b, b.add(at, const(near)))

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_dots import ROWS, dots, fetch, in_groups
+from yupana.graphlib.kernels.gemm_dots import ROWS, Ahead, dots, fetch, in_groups
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.quant_lines import LINE, Line, lines_of, numbers
 from yupana.graphlib.kernels.vector import (
@@ -29,12 +29,12 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
     """Dot products of `rows` rows with four rows of blocks; see `_dots_of`."""
     block, kind = FORMATS[name].block, vector(LINE)
 
-    def sums_of(a_rows: list[Any], columns: list[Any], x_row: Any) -> list[list[Any]]:
+    def sums_of(a_rows: list[Any], columns: list[Any], ahead: Ahead) -> list[list[Any]]:
         sums = [[Cell(Lanes(b, zeros(kind))) for _ in a_rows] for _ in columns]
 
         def add_block(k: Any) -> None:
             first = b.mul(k, const(4 * block))
-            fetch_blocks(b, name, columns, x_row, k, 1, n_blocks)
+            fetch_blocks(b, name, columns, ahead, k, 1)
             found = [lines_at(b, name, w, k) for w in columns]
             for i, lines in enumerate(zip(*found, strict=True)):
                 at = b.add(first, const(4 * LINE * i))
@@ -48,16 +48,18 @@ def _dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
         loop(b, const(0), n_blocks, 1, add_block)
         return [[total.get().value for total in totals] for totals in sums]
 
-    in_groups(b, rows, LINE // LANES, args, sums_of)
+    in_groups(b, rows, LINE // LANES, row_bytes(b, name, args[8]), args, sums_of)
 
 
-def fetch_blocks(
-    b: Any, name: str, columns: list[Any], x_row: Any, k: Any, n: int, n_blocks: Any
-) -> None:
-    """Fetch what the next call will read, as many blocks as the `n` from the `k`th on."""
-    nbytes = const(FORMATS[name].nbytes)
-    part = b.mul(k, nbytes), b.mul(n_blocks, nbytes)
-    fetch(b, columns, x_row, part, n * FORMATS[name].nbytes)
+def row_bytes(b: Any, name: str, count: Any) -> Any:
+    """Bytes of a row of `count` elements."""
+    return b.mul(b.sdiv(count, const(FORMATS[name].block)), const(FORMATS[name].nbytes))
+
+
+def fetch_blocks(b: Any, name: str, columns: list[Any], ahead: Ahead, k: Any, n: int) -> None:
+    """Fetch of later columns as many blocks as the `n` from the `k`th on."""
+    nbytes = FORMATS[name].nbytes
+    fetch(b, columns, ahead, b.mul(k, const(nbytes)), n * nbytes)
 
 
 def lines_at(b: Any, name: str, w: Any, k: Any) -> list[Line]:

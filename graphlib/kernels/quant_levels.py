@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_dots import ROWS, dots, dots_record, in_groups
+from yupana.graphlib.kernels.gemm_dots import ROWS, Ahead, dots, dots_record, in_groups
 from yupana.graphlib.kernels.gemm_plan import Gemm, Matrix, has_near_outputs
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.pointers import i64_array
-from yupana.graphlib.kernels.quant_dots import fetch_blocks, lines_at
+from yupana.graphlib.kernels.quant_dots import fetch_blocks, lines_at, row_bytes
 from yupana.graphlib.kernels.quant_lines import (
     BLOCKS,
     LINE,
@@ -142,7 +142,7 @@ def _line_dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
     """As in quant_dots, of rows of A that `_lay_out` wrote."""
     block, count = FORMATS[name].block, args[8]
 
-    def sums_of(a_rows: list[Any], columns: list[Any], x_row: Any) -> list[list[Any]]:
+    def sums_of(a_rows: list[Any], columns: list[Any], ahead: Ahead) -> list[list[Any]]:
         sums = _no_sums(b, a_rows, columns)
         laid_out = [Row.of(b, start, count) for start in a_rows]
 
@@ -157,7 +157,7 @@ def _line_dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
                         add_line(b, name, line, row, at, factor, totals[r])
 
         def add_blocks(k: Any) -> None:
-            fetch_blocks(b, name, columns, x_row, k, together, n_blocks)
+            fetch_blocks(b, name, columns, ahead, k, together)
             for u in range(together):
                 add_one(b.add(k, const(u)))
 
@@ -169,19 +169,19 @@ def _line_dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
             loop(b, rest, n_blocks, 1, add_one)
         return [[total.get().value for total in totals] for totals in sums]
 
-    in_groups(b, rows, 1, args, sums_of)
+    in_groups(b, rows, 1, row_bytes(b, name, count), args, sums_of)
 
 
 def _block_dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
     """As `_line_dots`, of rows that have one scale for each block of B."""
     fmt, count = FORMATS[name], args[8]
 
-    def sums_of(a_rows: list[Any], columns: list[Any], x_row: Any) -> list[list[Any]]:
+    def sums_of(a_rows: list[Any], columns: list[Any], ahead: Ahead) -> list[list[Any]]:
         sums = _no_sums(b, a_rows, columns)
         laid_out = [Row.of(b, start, count) for start in a_rows]
 
         def add_blocks(k: Any) -> None:
-            fetch_blocks(b, name, columns, x_row, k, 1, n_blocks)
+            fetch_blocks(b, name, columns, ahead, k, 1)
             at, there = b.mul(k, const(fmt.block)), b.mul(k, const(fmt.nbytes))
             for w, totals in zip(columns, sums, strict=True):
                 block = BLOCKS[name](b, b.add(w, there))
@@ -192,7 +192,7 @@ def _block_dots(rows: int, name: str, b: Any, args: list[Any]) -> None:
         loop(b, const(0), n_blocks, 1, add_blocks)
         return [[total.get().value for total in totals] for totals in sums]
 
-    in_groups(b, rows, 1, args, sums_of)
+    in_groups(b, rows, 1, row_bytes(b, name, count), args, sums_of)
 
 
 def _no_sums(b: Any, a_rows: list[Any], columns: list[Any]) -> list[list[Cell]]:
