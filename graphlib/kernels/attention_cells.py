@@ -4,11 +4,11 @@
 
 over the positions p from 0 to that of row t, in the sequence s that it belongs to; both are data.
 A chunk is a head of the cache and a piece of the rows. Rows that follow each other in one sequence
-go through its keys together, block by block (see kernels/attention.py). For few of them keys are
-read where they lie; for more they are packed for the tiles of matrix multiplication.
+go through its keys together, block by block (see kernels/attention.py), packed for the tiles of
+matrix multiplication; one row on its own reads them where they lie.
 
-Weights that are rounded have to be those of the whole row: beyond one block of keys, rows then go
-through the keys twice, once for the sums.
+Weights that are rounded have to be those of the whole row: beyond one block of keys, such rows then
+go through the keys twice, once for the sums.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,13 @@ from yupana.graphlib.kernels.attention_cells_blocks import (
     S_WIDE,
     CellsRecord,
     R,
-    dots,
     halved,
     pack_keys,
     packed_values,
     tiles,
 )
+from yupana.graphlib.kernels.attention_cells_one import MOST_LINES, attend_one
+from yupana.graphlib.kernels.attention_mix import MIX
 from yupana.graphlib.kernels.attention_parts import OPTIONS
 from yupana.graphlib.kernels.attention_rows import HALVE, SOFTEN
 from yupana.graphlib.kernels.blocks import View
@@ -50,7 +51,6 @@ from yupana.graphlib.kernels.vector import LANES
 
 _ROW_BLOCK = 32
 _PIECE = 128  # rows of a chunk at most: packing is done anew for each
-_FEW = 4  # rows for which packing the keys would cost more than it saves
 _FLOPS_PER_NS = 60.0
 _NAMES = {dtype.code: name for name, dtype in DTYPES.items()}
 
@@ -85,10 +85,12 @@ def cell_attention_steps(a: CellAttention) -> list[Step]:
     in_place = v_name == "f32" and values % LANES == 0
     piece = min(_PIECE, rows)
     v_wide = 4 * _up(values, LANES)
+    goes_alone = width >= LANES and group <= MOST_LINES
+    scores_row = 4 * _up(n_cells, LANES)
     sizes = (  # of the places in scratch memory
         width * S_WIDE,
         0 if in_place else KEY_BLOCK * v_wide,
-        _ROW_BLOCK * S_WIDE,
+        max(_ROW_BLOCK * S_WIDE, group * scores_row if goes_alone else 0),
         4 * piece * group,
         4 * piece * group,
         4 * _ROW_BLOCK * _up(width, LANES) if a.half else 0,
@@ -100,7 +102,8 @@ def cell_attention_steps(a: CellAttention) -> list[Step]:
         at += _up(nbytes, 64)
     words = (
         TILES.address,
-        _dots_of(k_name) if width >= LANES else 0,
+        (QUANT_DOTS if k_name in QUANTIZED else DOTS)[k_name].address if goes_alone else 0,
+        MIX["f32" if v_name in QUANTIZED else v_name].address,
         *_place(a.q)[:3],
         *_place(a.k)[:4],
         DTYPES[k_name].itemsize,
@@ -123,6 +126,7 @@ def cell_attention_steps(a: CellAttention) -> list[Step]:
         int(a.half),
         piece,
         v_wide,
+        scores_row,
         *places,
     )
     record = CellsRecord._make(words)
@@ -138,10 +142,6 @@ def _place(view: View) -> list[int]:
 
 def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
-
-
-def _dots_of(name: str) -> int:
-    return (QUANT_DOTS if name in QUANTIZED else DOTS)[name].address
 
 
 def attend_cells(record, begin, end, scratch):
@@ -162,7 +162,10 @@ def attend_cells(record, begin, end, scratch):
                 while j < last and _cell(r, j) // r[R.n_cells] == seq:
                     seen = max(seen, _cell(r, j) % r[R.n_cells] + 1)
                     j += 1
-                _attend_run(r, g, seq, i, j, seen, scratch)
+                if j == i + 1 and r[R.dots] != 0:
+                    attend_one(r, g, seq, i, seen, scratch)
+                else:
+                    _attend_run(r, g, seq, i, j, seen, scratch)
             i = j
 
 
@@ -188,7 +191,6 @@ def _attend_run(r, g, seq, first, last, seen, scratch):
     """
     tokens, group = last - first, r[R.group]
     lines, outer = (group, 1) if tokens == 1 else (tokens, group)
-    few = lines <= _FEW and r[R.dots] != 0
     for at in range(lines * outer):
         f32_array(scratch + r[R.peaks_at], lines * outer)[at] = -np.inf
         f32_array(scratch + r[R.sums_at], lines * outer)[at] = 0
@@ -198,8 +200,7 @@ def _attend_run(r, g, seq, first, last, seen, scratch):
         for p0 in range(0, seen, KEY_BLOCK):
             n = min(KEY_BLOCK, seen - p0)
             k = r[R.k] + seq * r[R.k_s] + p0 * r[R.k_n] + g * r[R.k_g]
-            if not few:
-                pack_keys(r, k, n, scratch + r[R.keys_at])
+            pack_keys(r, k, n, scratch + r[R.keys_at])
             v, v_row = np.int64(0), np.int64(0)
             if not only_sums:
                 v, v_row = packed_values(r, seq, g, p0, n, scratch + r[R.values_at])
@@ -207,7 +208,7 @@ def _attend_run(r, g, seq, first, last, seen, scratch):
                 for i in range(0, lines, _ROW_BLOCK):
                     count = min(_ROW_BLOCK, lines - i)
                     block = (first, tokens, g * group + h, i, h * lines + i, count)
-                    keys = (p0, n, few, k)
+                    keys = (p0, n)
                     _attend_block(r, block, keys, v, v_row, (only_sums, has_sums), scratch)
     if r[R.half] != 0:
         return
@@ -241,7 +242,7 @@ def _attend_block(r, block, keys, v, v_row, sums, scratch):
     sums of the weights are all that is wanted, and whether they are known.
     """
     first, tokens, head, i0, at, count = block
-    p0, n, few, k = keys
+    p0, n = keys
     only_sums, has_sums = sums
     most = 0
     for m in range(count):
@@ -255,11 +256,8 @@ def _attend_block(r, block, keys, v, v_row, sums, scratch):
     factor = f32_array(settings + 4, 1)
     if r[R.half] != 0:
         q, q_line = halved(r, q, q_line, count, factor, scratch)
-    if few:
-        dots(r, scratch, q, q_line, k, count, most, scores)
-    else:
-        packed, to = scratch + r[R.keys_at], (scores, S_WIDE, False)
-        tiles(r, scratch, q, q_line, packed, S_WIDE, to, (count, most, r[R.width]))
+    packed, to = scratch + r[R.keys_at], (scores, S_WIDE, False)
+    tiles(r, scratch, q, q_line, packed, S_WIDE, to, (count, most, r[R.width]))
     for m in range(count):
         t, _ = _row_of(first, tokens, head, i0 + m)
         seen, row = max(_visible(r, t, p0, n), 0), scores + m * S_WIDE

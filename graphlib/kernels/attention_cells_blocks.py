@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from numba import njit
 
+from yupana.graphlib.kernels.attention_mix import MixRecord
 from yupana.graphlib.kernels.attention_parts import OPTIONS
 from yupana.graphlib.kernels.attention_rows import HALVE
 from yupana.graphlib.kernels.gemm_dots import DotsRecord
@@ -23,7 +24,8 @@ class CellsRecord(NamedTuple):
     """Record of `attend_cells`; chunk = (piece of the rows, head of the cache)."""
 
     tiles: int  # kernel that multiplies blocks
-    dots: int  # kernel for few rows; 0: the heads are too narrow for it
+    dots: int  # kernel that multiplies few lines of q with keys; 0: a row's lines take the tiles
+    mix: int  # kernel that adds values up
     q: int
     q_t: int
     q_h: int
@@ -57,6 +59,7 @@ class CellsRecord(NamedTuple):
     half: int
     piece: int
     v_wide: int  # bytes of a row of packed values
+    scores_row: int  # bytes of a line's scores for all keys, of a row on its own
     keys_at: int  # places in scratch memory
     values_at: int
     scores_at: int
@@ -68,8 +71,8 @@ class CellsRecord(NamedTuple):
 
 R = CellsRecord(*range(len(CellsRecord._fields)))  # word numbers
 _T = TilesRecord(*range(len(TilesRecord._fields)))
-_D = DotsRecord(*range(len(DotsRecord._fields)))
-JOB_BYTES = 8 * max(len(_T), len(_D))  # a record of another kernel, at the start of the scratch
+# A record of another kernel, at the start of the scratch.
+JOB_BYTES = 8 * max(len(_T), len(DotsRecord._fields), len(MixRecord._fields))
 S_WIDE = 4 * KEY_BLOCK
 _halve = HALVE
 
@@ -119,20 +122,6 @@ def packed_values(r, seq, g, p0, n, out):
     else:
         return v, r[R.v_n]
     return out, r[R.v_wide]
-
-
-@njit(**OPTIONS)
-def dots(r, job, q, q_line, k, count, n, out):
-    """out[i, p] = q_i · k_p for `count` lines of q and `n` keys where they lie."""
-    d = i64_pointer(job)
-    for w in range(len(_D)):
-        d[w] = 0
-    d[_D.a], d[_D.a_row] = q, q_line
-    d[_D.b], d[_D.b_col] = k, r[R.k_n]
-    d[_D.c], d[_D.c_row] = out, S_WIDE
-    d[_D.batch1] = d[_D.group0] = d[_D.group1] = 1
-    d[_D.rows], d[_D.cols], d[_D.inner], d[_D.cols_block] = count, n, r[R.width], n
-    call_kernel(r[R.dots], job, 0, 1, job)
 
 
 @njit(**OPTIONS)

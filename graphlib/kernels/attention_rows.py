@@ -43,7 +43,7 @@ def _exp(x: Lanes) -> Lanes:
     low = x < LOWEST
     x = where(low, x.like(LOWEST), x)
     shifted = x.times_plus(1.4426950408889634, _ROUNDER)  # its last bits: the nearest integer
-    n = shifted - _ROUNDER
+    n = shifted.minus_as_written(_ROUNDER)
     r = n.times_plus(-0.693359375, x)  # exact
     r = n.times_plus(2.1219444005469057e-4, r)
     p = r.like(_POWERS[0])

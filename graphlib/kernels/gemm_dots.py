@@ -13,6 +13,7 @@ from yupana.graphlib.kernels.gemm_plan import CHUNK_FLOPS, Gemm, round_up, rows_
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.pointers import i64_array
 from yupana.graphlib.kernels.vector import (
+    FETCHED,
     ITEMSIZE,
     LANES,
     REGISTERS,
@@ -33,7 +34,6 @@ from yupana.graphlib.kernels.vector import (
 )
 
 ROWS = COLUMNS = 4  # rows of A and columns that a call takes
-FETCHED = 64  # bytes that come from memory together
 _STREAMS = 4  # sums of one column that do not wait for each other
 _AHEAD = 8192  # bytes read before what is fetched is wanted, at least
 

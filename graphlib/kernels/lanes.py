@@ -62,6 +62,13 @@ class Lanes:
         product = multiply_add(self.b, self.value, self.like(x).value, self.like(y).value)
         return Lanes(self.b, product)
 
+    def minus_as_written(self, x: Lanes | Number) -> Lanes:
+        """self - x, which must not be taken apart where the kernel's sums may be rearranged.
+
+        numba gives its fast-math flags to what has none.
+        """
+        return Lanes(self.b, self.b.fsub(self.value, self.like(x).value, flags=("nsz",)))
+
     def __neg__(self) -> Lanes:
         return Lanes(self.b, self.b.fneg(self.value) if self.is_float else self.b.neg(self.value))
 

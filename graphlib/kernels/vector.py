@@ -21,6 +21,7 @@ I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 F32 = ir.FloatType()
 HALF = ir.HalfType()
 DTYPES = ("f32", "f16", "bf16")  # what `load_f32` reads
+FETCHED = 64  # bytes that come from memory together
 ITEMSIZE = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
 
 

@@ -1,0 +1,147 @@
+"""Sums of rows with weights, where the rows lie: what attention makes of the values it sees.
+
+    y[i, d] = sum_p w[i, p] · v[p, d]  (+ y[i, d])
+
+For few rows of weights: v is read once from memory, and packing it would cost more.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.lanes import Cell, Lanes
+from yupana.graphlib.kernels.pointers import i64_array
+from yupana.graphlib.kernels.vector import (
+    F32,
+    FETCHED,
+    ITEMSIZE,
+    LANES,
+    const,
+    load,
+    load_f32,
+    loop,
+    mask_below,
+    masked_load,
+    masked_store,
+    multiply_add,
+    prefetch,
+    splat,
+    vector,
+    void_intrinsic,
+    zeros,
+)
+
+ROWS = 4  # of weights that a call takes
+_WIDE = 2  # vectors of a row of v that are read together
+_UNROLL = 4  # rows of v whose sums do not wait for each other, where there is one row of weights
+_AHEAD = 16  # rows of v from what is read to what is fetched
+
+
+class MixRecord(NamedTuple):
+    """Record of `mix`; strides in bytes."""
+
+    w: int  # f32, (rows, count)
+    w_row: int
+    v: int  # (seen, width)
+    v_row: int
+    y: int  # f32, (rows, width)
+    y_row: int
+    adds: int  # whether to what y holds
+    rows: int
+    seen: int
+    width: int
+
+
+def _mix(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
+    """Write `rows` rows of y; see `_mixR_T`."""
+    w, w_row, v, v_row, y, y_row, adds, count, width = args
+    kind, size = vector(), ITEMSIZE[dtype]
+    unroll = _UNROLL if rows == 1 else 1
+    ahead = b.mul(v_row, const(_AHEAD))
+
+    def part(d: Any, n: int, left: Any = None) -> None:
+        """`n` vectors of the results from element `d` on, or one of them, of `left` elements."""
+        mask = None if left is None else mask_below(b, left)
+        sums = [
+            [[Cell(Lanes(b, zeros(kind))) for _ in range(n)] for _ in range(rows)]
+            for _ in range(unroll)
+        ]
+
+        def add(p: Any, some: list[list[Cell]]) -> None:
+            start = b.add(b.add(v, b.mul(v_row, p)), b.mul(d, const(size)))
+            for near in range(0, n * LANES * size, FETCHED):
+                prefetch(b, b.add(b.add(start, ahead), const(near)))
+            places = [b.add(start, const(j * LANES * size)) for j in range(n)]
+            values = [load_f32(b, dtype, place, LANES, mask) for place in places]
+            for r, totals in enumerate(some):
+                place = b.add(b.add(w, b.mul(w_row, const(r))), b.mul(p, const(4)))
+                weight = splat(b, load(b, F32, place, 4))
+                for value, total in zip(values, totals, strict=True):
+                    total.set(Lanes(b, multiply_add(b, weight, value, total.get().value)))
+
+        def add_some(p: Any) -> None:
+            for u, some in enumerate(sums):
+                add(b.add(p, const(u)), some)
+
+        loop(b, const(0), count, unroll, add_some)
+        if unroll > 1:
+            rest = b.sub(count, b.srem(count, const(unroll)))
+            loop(b, rest, count, 1, lambda p: add(p, sums[0]))
+        everything = mask_below(b, const(LANES)) if mask is None else mask
+        for r in range(rows):
+            for j in range(n):
+                total = sums[0][r][j].get().value
+                for some in sums[1:]:
+                    total = b.fadd(total, some[r][j].get().value)
+                to = b.add(b.add(y, b.mul(y_row, const(r))), b.mul(d, const(4)))
+                to = b.add(to, const(4 * j * LANES))
+                before = b.select(adds_any, everything, zeros_mask)
+                total = b.fadd(total, masked_load(b, kind, to, before, 4))
+                masked_store(b, total, to, everything)
+
+    adds_any = b.icmp_signed("!=", adds, const(0))
+    zeros_mask = mask_below(b, const(0))
+    loop(b, const(0), width, _WIDE * LANES, lambda d: part(d, _WIDE))
+    narrow = b.sub(width, b.srem(width, const(_WIDE * LANES)))
+    loop(b, narrow, b.add(width, const(LANES - 1)), LANES, lambda d: part(d, 1, b.sub(width, d)))
+
+
+# _mixR_T(w, w_row, v, v_row, y, y_row, adds, count, width): R rows, with v of dtype T.
+_mix1_f32 = void_intrinsic("attention_mix1_f32", 9, partial(_mix, 1, "f32"))
+_mix1_f16 = void_intrinsic("attention_mix1_f16", 9, partial(_mix, 1, "f16"))
+_mix1_bf16 = void_intrinsic("attention_mix1_bf16", 9, partial(_mix, 1, "bf16"))
+_mix4_f32 = void_intrinsic("attention_mix4_f32", 9, partial(_mix, ROWS, "f32"))
+_mix4_f16 = void_intrinsic("attention_mix4_f16", 9, partial(_mix, ROWS, "f16"))
+_mix4_bf16 = void_intrinsic("attention_mix4_bf16", 9, partial(_mix, ROWS, "bf16"))
+
+_M = MixRecord(*range(len(MixRecord._fields)))  # word numbers
+# What a Kernel binds: the sums of one row and of ROWS.
+mix_one: Any = None
+mix_four: Any = None
+
+
+def mix(record, begin, end, scratch):
+    """All rows; there is one chunk."""
+    m = i64_array(record, len(_M))
+    i = 0
+    while i < m[_M.rows]:
+        w, y = m[_M.w] + i * m[_M.w_row], m[_M.y] + i * m[_M.y_row]
+        if m[_M.rows] - i >= ROWS:
+            mix_four(
+                w, m[_M.w_row], m[_M.v], m[_M.v_row], y, m[_M.y_row], m[_M.adds],
+                m[_M.seen], m[_M.width],
+            )  # fmt: skip
+            i += ROWS
+        else:
+            mix_one(
+                w, m[_M.w_row], m[_M.v], m[_M.v_row], y, m[_M.y_row], m[_M.adds],
+                m[_M.seen], m[_M.width],
+            )  # fmt: skip
+            i += 1
+
+
+MIX = {
+    "f32": Kernel(mix, "f32", mix_one=_mix1_f32, mix_four=_mix4_f32),
+    "f16": Kernel(mix, "f16", mix_one=_mix1_f16, mix_four=_mix4_f16),
+    "bf16": Kernel(mix, "bf16", mix_one=_mix1_bf16, mix_four=_mix4_bf16),
+}
