@@ -12,7 +12,14 @@ from yupana.graphlib.tensor import Tensor, next_sequence
 
 
 class Gradients(Mapping[Tensor, Tensor]):
-    """Gradients by parameter, in the order the backward pass finishes them."""
+    """Gradients by parameter, in the order the backward pass finishes them.
+
+    >>> import yupana as yp
+    >>> w = yp.Context().param((2,), name="w").set([1.0, 2.0])
+    >>> grads = yp.gradients((w * w).sum())
+    >>> grads[w].numpy(), len(grads)
+    (array([2., 4.], dtype=float32), 1)
+    """
 
     def __init__(self, found: Mapping[Tensor, Tensor]) -> None:
         self._found = dict(found)
@@ -53,6 +60,16 @@ def gradients(
 
     Raises:
         GradientError: see `Graph.backward`.
+
+    >>> import yupana as yp
+    >>> w = yp.Context().param((2,), name="w").set([1.0, 2.0])
+    >>> updates = [
+    ...     yp.ops.opt_step_sgd(param, grad, yp.tensor([0.25, 0.0]))
+    ...     for param, grad in gradients((w * w).sum()).items()
+    ... ]
+    >>> yp.Graph(updates).compile().run()
+    >>> w.numpy()
+    array([0.5, 1. ], dtype=float32)
     """
     if loss.size != 1:
         raise GradientError(

@@ -57,6 +57,11 @@ class Plan:
 
     `peak` is the size of the arena; no placement can need less than `lower_bound`, the largest
     sum of bytes alive at one time. Times are indices of tasks: nodes, or groups of fused nodes.
+
+    >>> import yupana as yp
+    >>> plan = yp.Graph(yp.tensor([1.0, 2.0]).exp().exp()).plan()  # the second in place
+    >>> len(plan.blocks), plan.peak == plan.lower_bound
+    (1, True)
     """
 
     blocks: list[Block]

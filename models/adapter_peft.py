@@ -52,6 +52,17 @@ def save_peft(path: str | PathLike[str], adapter: Adapter, sizes: Sizes, base: s
         SettingError: pairs beside norms, which PEFT does not have, lengths of rows together with
             a pair beside the embedding, or another architecture.
         OSError: the system cannot write.
+
+    >>> import pathlib, tempfile
+    >>> from yupana.models.llama import LlamaConfig
+    >>> sizes = LlamaConfig(n_vocab=9, n_ctx=8, n_embd=8, n_layer=1, n_head=2)
+    >>> pair = np.ones((2, 8), "f4"), np.ones((8, 2), "f4")
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "a"
+    >>> save_peft(folder, Adapter("a", {"blk.0.attn_q.weight": pair}), sizes)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
+    >>> load_peft(folder, sizes).rank_of("blk.0.attn_q.weight")
+    2
     """
     if adapter.architecture != "llama":
         raise SettingError(f"save_peft: got an adapter for {adapter.architecture!r}, want 'llama'.")

@@ -20,6 +20,14 @@ def save_adapter(path: str | PathLike[str], adapter: Adapter) -> None:
     Raises:
         SettingError: row lengths were trained (DoRA), for which GGUF has no place.
         OSError: the system cannot write.
+
+    >>> import pathlib, tempfile
+    >>> from yupana.models.adapter_files import load_adapter
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.gguf"
+    >>> pair = np.ones((2, 3), "f4"), np.ones((4, 2), "f4")
+    >>> save_adapter(path, Adapter("a", {"blk.0.attn_q.weight": pair}, alpha=4.0))
+    >>> load_adapter(path).scale_of("blk.0.attn_q.weight")
+    2.0
     """
     _refuse_magnitudes(adapter, "GGUF adapter")
     metadata = {
@@ -48,6 +56,14 @@ def save_ggla(path: str | PathLike[str], adapter: Adapter) -> None:
     Raises:
         SettingError: row lengths were trained (DoRA), for which ggla has no place.
         OSError: the system cannot write.
+
+    >>> import pathlib, tempfile
+    >>> from yupana.models.adapter_files import load_adapter
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.bin"
+    >>> pair = np.ones((2, 3), "f4"), np.ones((4, 2), "f4")
+    >>> save_ggla(path, Adapter("a", {"blk.0.attn_q.weight": pair}, alpha=4.0))
+    >>> load_adapter(path).rank_of("blk.0.attn_q.weight")
+    2
     """
     _refuse_magnitudes(adapter, "ggla file")
     rank = max(adapter.rank_of(name) for name in adapter.pairs)

@@ -65,6 +65,8 @@ class BabyLlama(Llama):
             are products a · b of a (outputs, R) and b (R, inputs), held in place of the matrix as
             `<name>.a` and `<name>.b`. Both are trained: no weight lies frozen below them.
         context: owner of the weights; None: a new one.
+    Raises:
+        SettingError: an R below 1.
 
     >>> BabyLlama(baby_config()).n_parameters, BabyLlama(baby_config(), n_lora=4).n_parameters
     (12960, 9792)
@@ -166,6 +168,9 @@ def generate_wave(model: BabyLlama, n: int = 128) -> Iterator[int]:
 
     As ggml does: the window holds 7/8 of the context and moves on by one with each token, and
     its first place is always the 0 that stands before a wave.
+
+    >>> len([*generate_wave(BabyLlama(baby_config()).init(seed=1), n=3)])
+    3
     """
     c = model.config
     size = c.n_ctx - c.n_ctx // 8

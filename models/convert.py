@@ -79,7 +79,11 @@ def convert(
 
 
 def read_conversion(source: Path) -> Conversion:
-    """What a file of another format would be as GGUF; see `convert`."""
+    """What a file of another format would be as GGUF; see `convert`.
+
+    Raises:
+        SettingError: nothing of these formats is there. FileFormatError: it is damaged.
+    """
     kind = identify(source)
     if kind == "hub":
         return convert_hub(read_hub_folder(source))

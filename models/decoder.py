@@ -256,10 +256,19 @@ class Decoder(ABC):
 
 
 def rounded_to(x: Tensor, kind: str) -> Tensor:
-    """`x` with the numbers that a smaller type has, in its own type."""
+    """`x` with the numbers that a smaller type has, in its own type.
+
+    >>> rounded_to(Context().tensor([1.001]), "bf16").numpy()
+    array([1.], dtype=float32)
+    """
     return cast(cast(x, kind), x.dtype)
 
 
 def picked(x: Tensor, wanted: Tensor | None) -> Tensor:
-    """The rows `wanted` of (B, T, D) counted over both axes, (n, D); all of `x` for None."""
+    """The rows `wanted` of (B, T, D) counted over both axes, (n, D); all of `x` for None.
+
+    >>> x = Context().tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
+    >>> picked(x, x.context.tensor([3], "i32")).numpy()
+    array([[4.]], dtype=float32)
+    """
     return x if wanted is None else get_rows(reshape(x, (-1, x.shape[-1])), wanted)

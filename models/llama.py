@@ -109,7 +109,12 @@ class LlamaConfig:
 
 
 def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Name to shape of every weight a model must have, in the order of the forward pass."""
+    """Name to shape of every weight a model must have, in the order of the forward pass.
+
+    >>> sizes = LlamaConfig(n_vocab=9, n_ctx=8, n_embd=8, n_layer=1, n_head=2)
+    >>> weight_shapes(sizes)["token_embd.weight"], len(weight_shapes(sizes))
+    ((9, 8), 12)
+    """
     c = config
     D, F, V = c.n_embd, c.n_ff, c.n_vocab
     H, G, K = c.n_head, c.n_head_kv, c.head_width
@@ -132,7 +137,12 @@ def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def optional_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The same of those that a file may have: biases, and factors of the rotation's speeds."""
+    """The same of those that a file may have: biases, and factors of the rotation's speeds.
+
+    >>> sizes = LlamaConfig(n_vocab=9, n_ctx=8, n_embd=8, n_layer=1, n_head=2)
+    >>> optional_shapes(sizes)["rope_freqs.weight"]
+    (2,)
+    """
     biases = {
         f"{name.removesuffix('.weight')}.bias": shape[:1]
         for name, shape in weight_shapes(config).items()

@@ -36,6 +36,14 @@ def save_llama(
     Raises:
         SettingError: another dtype, or a vocabulary of another size than the model's.
         OSError: the system cannot write.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "m.gguf"
+    >>> sizes = LlamaConfig(n_vocab=257, n_ctx=16, n_embd=8, n_layer=1, n_head=2)
+    >>> save_llama(path, Llama(sizes).init(seed=1), Vocabulary.from_bytes(), dtype="f16")
+    >>> model, vocabulary = load_llama(path)
+    >>> model.config.n_embd, vocabulary.kind
+    (8, 'bytes')
     """
     if dtype not in _FILE_TYPES:
         raise SettingError(f"save_llama: dtype: got {dtype!r}, want {', '.join(_FILE_TYPES)}.")

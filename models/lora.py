@@ -38,6 +38,8 @@ class Adapter:
         architecture: of the model it was made for, "llama" or "starcoder".
         magnitudes: name of a weight to (outputs,), the lengths of the rows of the sum, where they
             were trained by themselves (DoRA).
+    Raises:
+        SettingError: a pair, or lengths, that do not fit each other.
 
     >>> adapter = Adapter("a", {"w": (np.ones((2, 3), "f4"), np.ones((4, 2), "f4"))}, alpha=8.0)
     >>> adapter.rank_of("w"), adapter.scale_of("w", 0.5)
@@ -96,7 +98,13 @@ class Adapter:
         return added
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise SettingError unless every pair has its weight, and of its shape."""
+        """Check that every pair has its weight, and of its shape.
+
+        Args:
+            shapes: of the model's weights, by name.
+        Raises:
+            SettingError: a weight is not there, or of another shape.
+        """
         for name, (a, b) in self.pairs.items():
             if name not in shapes:
                 raise SettingError(

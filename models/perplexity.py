@@ -53,6 +53,12 @@ def perplexity(
     Raises:
         DataError: the text is shorter than two chunks.
         SettingError: `n_ctx` is below 4 or beyond the session's, or `chunks` is 0.
+
+    >>> from yupana.models.llama import Llama, LlamaConfig
+    >>> model = Llama(LlamaConfig(n_vocab=9, n_ctx=8, n_embd=8, n_layer=1, n_head=2)).init(seed=1)
+    >>> *_, last = perplexity(Session(model), [1, 2, 3, 4] * 6, n_ctx=8)
+    >>> last.chunk, last.tokens, last.perplexity > 1
+    (3, 9, True)
     """
     if not 4 <= n_ctx <= session.n_ctx:
         raise SettingError(f"perplexity: n_ctx: got {n_ctx}, want 4 to {session.n_ctx}.")

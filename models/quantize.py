@@ -105,6 +105,16 @@ def quantize_model(
         SettingError: no such type, or a source that is quantised already.
         FileFormatError: `source` is no model, or a tensor has values that are not finite.
         OSError: the system cannot read or write.
+
+    >>> import pathlib, tempfile
+    >>> from yupana.models.llama import Llama, LlamaConfig
+    >>> from yupana.models.llama_gguf import save_llama
+    >>> sizes = LlamaConfig(n_vocab=9, n_ctx=8, n_embd=32, n_layer=1, n_head=2, n_ff=32)
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> save_llama(folder / "m.gguf", Llama(sizes).init(seed=1))
+    >>> reports = quantize_model(folder / "m.gguf", folder / "small.gguf", "Q8_0")
+    >>> reports[0].name, reports[0].after, reports[0].relative < 0.01
+    ('token_embd.weight', 'Q8_0', True)
     """
     changes = changes or {}
     mixture = None

@@ -23,6 +23,9 @@ __all__ = ["RandomStream", "Sampler", "Sampling"]
 class RandomStream:
     """Uniform numbers that are the same for a seed in every version of NumPy.
 
+    Raises:
+        SettingError: a seed below 0.
+
     >>> stream = RandomStream(7)
     >>> 0.0 <= stream.uniform() < 1.0, RandomStream(7).uniform() == RandomStream(7).uniform()
     (True, True)
@@ -49,6 +52,8 @@ class Sampler:
         tokenizer: of the model; needed for `penalize_nl` and where repetitions end for DRY.
         logit_bias: id to a number that is added to the score of this token always; -inf
             forbids it.
+    Raises:
+        SettingError: a bias for what is no id, or of +inf or NaN.
 
     >>> sampler = Sampler(Sampling(temp=0, repeat_penalty=2.0))
     >>> stream, drawn = RandomStream(0), []

@@ -58,7 +58,11 @@ def log(x: Floats | float) -> Floats:
 
 @lru_cache(maxsize=64)
 def log_of(x: float) -> float:
-    """Natural logarithm of one number; settings are asked for with every token."""
+    """Natural logarithm of one number; settings are asked for with every token.
+
+    >>> log_of(10.0)
+    2.302585092994046
+    """
     return float(log(x))
 
 
@@ -74,19 +78,31 @@ def power(x: float, exponent: float) -> float:
 
 
 def total(x: Floats) -> float:
-    """The sum, added from left to right; `np.sum` adds in an order of its own."""
+    """The sum, added from left to right; `np.sum` adds in an order of its own.
+
+    >>> total(np.array([1e16, 1.0, -1e16]))
+    0.0
+    """
     return float(np.cumsum(x)[-1])
 
 
 def soft_max(scores: Floats) -> Floats:
-    """Probabilities of scores, which may be -inf but not all of them."""
+    """Probabilities of scores, which may be -inf but not all of them.
+
+    >>> soft_max(np.array([0.0, 0.0, -np.inf])).tolist()
+    [0.5, 0.5, 0.0]
+    """
     powers = exp(scores - scores.max())
     probabilities: Floats = powers / total(powers)
     return probabilities
 
 
 def entropy(probabilities: Floats) -> float:
-    """-sum(p log p), in nats."""
+    """-sum(p log p), in nats.
+
+    >>> entropy(np.array([0.5, 0.5, 0.0])) == LN2
+    True
+    """
     some = probabilities[probabilities > 0]
     return -total(some * log(some))
 

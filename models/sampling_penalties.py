@@ -33,6 +33,10 @@ def penalties(
     Args:
         recent: the tokens looked at.
         spared: tokens that are never penalised.
+
+    >>> c = Candidates(np.arange(3), np.array([2.0, -2.0, 2.0]))
+    >>> penalties(c, recent=[0, 1, 0], repeat=2.0, frequency=0.25).scores.tolist()
+    [0.5, -4.25, 2.0]
     """
     if not recent or (repeat == 1 and frequency == 0 and presence == 0):
         return c
@@ -63,6 +67,10 @@ def dry(
 
     Args:
         recent: the tokens looked at, the last one last.
+
+    >>> c = Candidates(np.arange(4), np.zeros(4))
+    >>> dry(c, recent=[1, 2, 3, 1, 2], multiplier=0.5).scores.tolist()  # "1 2" went on with 3
+    [0.0, 0.0, 0.0, -0.5]
     """
     breakers = breakers or {}
     if multiplier == 0 or base < 1 or len(recent) <= allowed_length:

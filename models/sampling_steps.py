@@ -74,7 +74,12 @@ class Candidates:
 
 
 def top_k(c: Candidates, k: int) -> Candidates:
-    """Keep the `k` best; 0 keeps all."""
+    """Keep the `k` best; 0 keeps all.
+
+    >>> c = Candidates(np.arange(4), log(np.array([0.5, 0.3, 0.15, 0.05])))
+    >>> top_k(c, 2).ids.tolist()
+    [0, 1]
+    """
     if not 0 < k < len(c):
         return c
     if c.is_sorted:
@@ -93,6 +98,10 @@ def tail_free(c: Candidates, z: float, min_keep: int = 0) -> Candidates:
     """Cut where the curve of sorted probabilities runs flat (Phénix 2019).
 
     The sizes of its second differences, as parts of their sum, are added up until they exceed `z`.
+
+    >>> c = Candidates(np.arange(5), log(np.array([0.5, 0.3, 0.1, 0.06, 0.04])))
+    >>> tail_free(c, 0.5).ids.tolist(), tail_free(c, 0.9).ids.tolist()
+    ([0], [0, 1])
     """
     if z >= 1 or len(c) <= 2:
         return c
@@ -110,6 +119,10 @@ def typical(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
 
     Locally typical sampling (Meister et al. 2022): surprise is -log p(token), expected is the
     entropy.
+
+    >>> c = Candidates(np.arange(4), log(np.array([0.5, 0.3, 0.15, 0.05])))
+    >>> typical(c, 0.2).ids.tolist()  # neither the most nor the least probable
+    [1]
     """
     if p >= 1:
         return c
@@ -125,7 +138,12 @@ def typical(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
 
 
 def top_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
-    """Keep the fewest of the best whose probabilities add up to `p` (Holtzman et al. 2019)."""
+    """Keep the fewest of the best whose probabilities add up to `p` (Holtzman et al. 2019).
+
+    >>> c = Candidates(np.arange(4), log(np.array([0.5, 0.3, 0.15, 0.05])))
+    >>> top_p(c, 0.7).ids.tolist()
+    [0, 1]
+    """
     if p >= 1:
         return c
     c = c.best_first()
@@ -135,7 +153,12 @@ def top_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
 
 
 def min_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
-    """Keep the tokens at least `p` times as probable as the best one."""
+    """Keep the tokens at least `p` times as probable as the best one.
+
+    >>> c = Candidates(np.arange(4), log(np.array([0.5, 0.3, 0.15, 0.05])))
+    >>> min_p(c, 0.25).ids.tolist()
+    [0, 1, 2]
+    """
     if p <= 0:
         return c
     least = c.scores.max() + log_of(p)
@@ -146,7 +169,11 @@ def min_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
 
 
 def top_n_sigma(c: Candidates, n: float) -> Candidates:
-    """Keep the scores within `n` standard deviations of the best one; n <= 0 keeps all."""
+    """Keep the scores within `n` standard deviations of the best one; n <= 0 keeps all.
+
+    >>> top_n_sigma(Candidates(np.arange(3), np.array([5.0, 4.0, 0.0])), 1.0).ids.tolist()
+    [0, 1]
+    """
     if n <= 0 or len(c) < 2:
         return c
     some = c.scores[c.scores > -np.inf]
@@ -156,7 +183,14 @@ def top_n_sigma(c: Candidates, n: float) -> Candidates:
 
 
 def exclude_top(c: Candidates, threshold: float, min_keep: int = 0) -> Candidates:
-    """XTC: of the tokens with probability `threshold` or more, keep only the least probable."""
+    """XTC: of the tokens with probability `threshold` or more, keep only the least probable.
+
+    Those below it stay.
+
+    >>> c = Candidates(np.arange(4), log(np.array([0.5, 0.3, 0.15, 0.05])))
+    >>> exclude_top(c, 0.25).ids.tolist()
+    [1, 2, 3]
+    """
     if threshold > 0.5 or len(c) < 2:
         return c
     c = c.best_first()
@@ -171,6 +205,10 @@ def temperature(c: Candidates, temp: float, span: float = 0.0, exponent: float =
 
     With `span` > 0 the temperature moves within [temp - span, temp + span] with the entropy: its
     share of the greatest possible one, to the power `exponent`, says how far up.
+
+    >>> c = Candidates(np.arange(2), np.array([1.0, 3.0]))
+    >>> temperature(c, 2.0).scores.tolist(), temperature(c, 0.0).ids.tolist()
+    ([0.5, 1.5], [1])
     """
     if span > 0 and len(c) > 1:
         share = min(max(entropy(soft_max(c.scores)) / log_of(len(c)), 0.0), 1.0)
@@ -186,6 +224,10 @@ def mirostat_cut(c: Candidates, mu: float, n_vocab: int, m: int = 100) -> Candid
     """Mirostat 1: the best k tokens, whose expected surprise is `mu` bits (Basu et al. 2020).
 
     k follows from the exponent s of Zipf's law, fitted to the `m` best scores.
+
+    >>> c = Candidates(np.arange(100), -log(np.arange(1, 101)))  # s = 1
+    >>> [len(mirostat_cut(c, mu, 100)) for mu in (4.0, 5.0, 6.0)]
+    [3, 6, 13]
     """
     c = c.best_first()
     if len(c) < 2:
@@ -207,7 +249,12 @@ def mirostat_cut(c: Candidates, mu: float, n_vocab: int, m: int = 100) -> Candid
 
 
 def mirostat_2_cut(c: Candidates, mu: float) -> Candidates:
-    """Mirostat 2: the tokens whose surprise is at most `mu` bits, and the best one always."""
+    """Mirostat 2: the tokens whose surprise is at most `mu` bits, and the best one always.
+
+    >>> c = Candidates(np.arange(4), log(np.array([0.5, 0.3, 0.15, 0.05])))
+    >>> mirostat_2_cut(c, 2.0).ids.tolist()  # of probability 1/4 and more
+    [0, 1]
+    """
     c = c.best_first()
     least = float(exp(-max(mu, 0.0) * LN2))
     return c[: max(1, int(np.count_nonzero(soft_max(c.scores) >= least * (1 - _SLACK))))]

@@ -77,7 +77,12 @@ _SIZES = ("n_vocab", "n_ctx", "n_embd", "n_layer", "n_head", "n_head_kv", "n_ff"
 
 
 def weight_shapes(config: StarCoderConfig) -> dict[str, tuple[int, ...]]:
-    """Name to shape of every weight, in the order of the forward pass."""
+    """Name to shape of every weight, in the order of the forward pass.
+
+    >>> sizes = StarCoderConfig(n_vocab=9, n_ctx=8, n_embd=8, n_layer=1, n_head=2, n_head_kv=1)
+    >>> weight_shapes(sizes)["blk.0.attn_qkv.weight"]
+    (16, 8)
+    """
     c = config
     D, F = c.n_embd, c.n_ff
     qkv = D + 2 * c.n_head_kv * c.head_width
@@ -164,7 +169,11 @@ class StarCoder(Decoder):
         return self.config.n_ctx
 
     def moved(self, keys: Tensor, by: Tensor) -> Tensor:
-        """Not possible: what a position is, was learned."""
+        """Not possible: what a position is, was learned.
+
+        Raises:
+            SettingError: always.
+        """
         raise SettingError(
             "starcoder: keys cannot be moved: got a model with learned positions, want one that "
             "rotates. Read the tokens again at their new places."

@@ -44,6 +44,8 @@ class Vocabulary:
         tokens: each token as stored, in GPT-2's printable letters; END and its like in clear.
         merges: pairs of stored tokens, the first to be joined first.
         end: id of END, or None where a file has none.
+    Raises:
+        SettingError: no such kind. DataError: tokens that do not fit the kind.
 
     >>> vocabulary = Vocabulary.from_characters("a llama, a ñandú")
     >>> vocabulary.encode("ñam").tolist(), vocabulary.decode([4, 2, 7, 2])
@@ -167,7 +169,11 @@ class Vocabulary:
         return StreamDecoder(self)
 
     def raw(self, token: int) -> bytes:
-        """The bytes a token stands for; none for END and its like."""
+        """The bytes a token stands for; none for END and its like.
+
+        Raises:
+            DataError: the id is not in the vocabulary.
+        """
         if not 0 <= token < len(self):
             raise DataError(
                 f"decode: no such token: got id {token}, want 0 to {len(self) - 1}. Were the ids "

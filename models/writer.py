@@ -35,6 +35,8 @@ class Writer:
     Attributes:
         tokens: those in the cache of the session.
         pending: those after them that are not evaluated yet.
+    Raises:
+        SettingError: `keep` below 0, or `n_batch` below 1.
 
     >>> from yupana.models.llama import Llama, LlamaConfig
     >>> model = Llama(LlamaConfig(n_vocab=9, n_ctx=8, n_embd=8, n_layer=1, n_head=2)).init(seed=1)

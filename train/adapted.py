@@ -74,10 +74,12 @@ def go_on(settings: FinetuneSettings, start: Checkpoint) -> FinetuneSettings:
 
 
 def check_start(start: Checkpoint, entries: Mapping[str, Any]) -> None:
-    """Raise unless a checkpoint is of the same base and of an adapter of the same form.
+    """Check that a checkpoint is of the same base and of an adapter of the same form.
 
     Args:
         entries: see `adapter_entries`, of the run that is to go on.
+    Raises:
+        DataError: it is of another base. SettingError: of an adapter of another form.
     """
     base = expect(start.file.metadata, BASE_HASH, str)
     if base != entries[BASE_HASH]:

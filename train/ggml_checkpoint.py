@@ -57,7 +57,11 @@ def is_from_ggml(metadata: Mapping[str, Any]) -> bool:
 
 
 def check_versions(file: GgufFile) -> None:
-    """Raise FileFormatError unless the layout is one that ggml's programs had."""
+    """Check that the layout is one that ggml's programs had.
+
+    Raises:
+        FileFormatError: it is a later one.
+    """
     for key, newest in (("training.file_version", 1), ("optimizer.file_version", 0)):
         got = expect(file.metadata, key, int)
         if got > newest:

@@ -97,7 +97,11 @@ class LbfgsState:
 
 
 def dot(a: Vector, b: Vector) -> float:
-    """a·b, summed in blocks: keeps BLAS on this thread, and float32 sums accurate."""
+    """a·b, summed in blocks: keeps BLAS on this thread, and float32 sums accurate.
+
+    >>> dot(np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    11.0
+    """
     if a.size <= _BLOCK:
         return float(a.dot(b))
     total = 0.0

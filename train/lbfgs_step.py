@@ -119,7 +119,11 @@ class LbfgsStep(Step):
         return result, losses[0]
 
     def run(self, batch: Arrays, step: int, factor: float = 1.0) -> StepResult:
-        """One search; the norm is that of the gradient at its end. See `Step.run`."""
+        """One search; the norm is that of the gradient at its end. See `Step.run`.
+
+        Raises:
+            NonFiniteError: loss or gradient at the start is not finite.
+        """
         self.before(step)
         result, before = self.search(batch)
         norm = float(np.linalg.norm(result.gradient.astype(np.float64)))

@@ -161,6 +161,9 @@ class LoraSettings:
 def layers(text: str) -> frozenset[int]:
     """The numbers in a list of ranges such as "0-3,7".
 
+    Raises:
+        SettingError: it is no such list.
+
     >>> sorted(layers("0-2,5"))
     [0, 1, 2, 5]
     """

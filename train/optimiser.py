@@ -102,7 +102,13 @@ class OptimiserSettings:
         return 1.0, usual
 
     def check_groups(self, names: Sequence[str]) -> None:
-        """Raise SettingError for a group that none of the parameters is in."""
+        """Check that every group has parameters.
+
+        Args:
+            names: of all parameters.
+        Raises:
+            SettingError: none of them is in a group.
+        """
         for group in self.groups:
             if not any(fnmatchcase(name, group.names) for name in names):
                 raise SettingError(
@@ -294,7 +300,16 @@ def make_optimiser(
     settings: OptimiserSettings,
     gate: Tensor | None = None,
 ) -> Optimiser:
-    """The optimiser that the settings are for."""
+    """The optimiser that the settings are for.
+
+    Args:
+        loss, grads, gate: as `Optimiser`.
+
+    >>> import yupana as yp
+    >>> loss = yp.Context().param((3,), name="w").sqr().sum()
+    >>> type(make_optimiser(loss, yp.gradients(loss), SgdSettings())).__name__
+    'Sgd'
+    """
     if isinstance(settings, AdamWSettings):
         return AdamW(loss, grads, settings, gate)
     assert isinstance(settings, SgdSettings)

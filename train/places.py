@@ -186,7 +186,7 @@ def _try(path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors name the file that is meant, not the temporary one."""
+    """Errors of the system name the file that is meant, not the temporary one."""
     try:
         yield
     except OSError as error:

@@ -46,6 +46,9 @@ def make_vocabulary(source: str | Path, settings: RunSettings) -> Vocabulary:
         source: a text, or the file of training data.
     Raises:
         DataError: the text is empty. SettingError: as `Vocabulary.train`.
+
+    >>> make_vocabulary("a llama", RunSettings(vocab="characters")).kind
+    'characters'
     """
     if settings.vocab == "bytes":
         return Vocabulary.from_bytes()
@@ -80,6 +83,11 @@ def prepare(
     Raises:
         YupanaError: settings out of range, data that cannot be used, a checkpoint that does not
             fit.
+
+    >>> sizes = {"layer": 1, "embd": 16, "ff": 24, "head": 2, "ctx": 8, "batch": 2, "threads": 1}
+    >>> run = prepare("a llama, a ñandú " * 20, RunSettings(vocab="characters", warmup=0, **sizes))
+    >>> run.data.training.n_tokens, run.model.config.n_vocab
+    (306, 10)
     """
     settings.check()
     settings = settings.seeded()

@@ -62,7 +62,11 @@ def plain_settings(settings: Any) -> dict[str, Any]:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """`path` as counted from `folder`."""
+    """`path` as counted from `folder`.
+
+    >>> relative(Path("runs/a/m.gguf"), Path("runs"))
+    'a/m.gguf'
+    """
     return os.path.relpath(path.absolute(), folder.absolute())
 
 

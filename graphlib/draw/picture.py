@@ -149,6 +149,12 @@ def draw_plan(
         The file written.
     Raises:
         SettingError: the suffix is another, or the folder does not exist.
+
+    >>> import tempfile
+    >>> import yupana as yp
+    >>> plan = yp.Graph(yp.tensor([1.0, 2.0]).exp()).plan()
+    >>> draw_plan(plan, Path(tempfile.mkdtemp()) / "plan.svg").name
+    'plan.svg'
     """
     target = check_path("draw", path, (".svg",))
     return _write(target, plan_svg(plan, title, against).encode())
@@ -172,6 +178,13 @@ def draw_profile(
         The file written.
     Raises:
         SettingError: the suffix is another, the folder does not exist, or `zoom` lies outside.
+
+    >>> import tempfile
+    >>> import yupana as yp
+    >>> program = yp.Graph(yp.tensor([1.0, 2.0]).exp()).compile(threads=1)
+    >>> found = yp.graphlib.profile.profile(program)
+    >>> draw_profile(found, Path(tempfile.mkdtemp()) / "run.svg").name
+    'run.svg'
     """
     target = check_path("draw", path, (".svg",))
     whole = profile.watched.ns / 1e6

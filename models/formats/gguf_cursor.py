@@ -21,7 +21,10 @@ def shown(text: object, limit: int = 60) -> str:
 
 
 class Cursor:
-    """Reads numbers and strings of one byte order one after the other, or raises.
+    """Reads numbers and strings of one byte order one after the other.
+
+    All that reads raises FileFormatError, with the field and its byte, where the file is damaged,
+    cut off or closed.
 
     Args:
         path: named in errors.
@@ -58,6 +61,7 @@ class Cursor:
 
     @property
     def left(self) -> int:
+        """Bytes that follow."""
         return len(self.data) - self.position
 
     def error(
@@ -97,6 +101,7 @@ class Cursor:
             raise self.error(what, got, "UTF-8 text", start) from None
 
     def skip(self, size: int, what: str) -> None:
+        """Go past so many bytes."""
         if size > self.left:
             raise self.error(what, f"{size} bytes", f"at most the {self.left} that follow")
         self.position += size

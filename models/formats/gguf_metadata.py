@@ -125,7 +125,11 @@ def _strings(key: str, cursor: Cursor, entry: _Entry) -> list[str]:
 
 
 def read_metadata(cursor: Cursor, count: int) -> Metadata:
-    """Find `count` key/value pairs from the cursor on; values are checked to lie in the file."""
+    """Find `count` key/value pairs from the cursor on.
+
+    Raises:
+        FileFormatError: a key comes twice, or a value does not lie in the file.
+    """
     entries: dict[str, _Entry] = {}
     for i in range(count):
         start = cursor.position

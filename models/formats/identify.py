@@ -29,6 +29,13 @@ def identify(path: str | PathLike[str]) -> Kind:
     Raises:
         FileFormatError: it is of none of the kinds.
         OSError: the system cannot read it.
+
+    >>> import pathlib, tempfile
+    >>> from yupana.models.formats import write_gguf
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "m"
+    >>> write_gguf(path, {}, {})
+    >>> identify(path)
+    'gguf'
     """
     path = Path(path)
     if path.is_dir():

@@ -76,6 +76,9 @@ def read_record(cursor: Cursor, index: int, alignment: int) -> StoredTensor:
 
     A record is: number of axes, bytes of the name, number of the type, axes from the fastest,
     name, data (from the next multiple of `alignment`); all numbers have 32 bits.
+
+    Raises:
+        FileFormatError: a field that is none, or data that lead out of the file.
     """
     start = cursor.position
     what = f"tensor {index}"
@@ -112,7 +115,11 @@ def read_record(cursor: Cursor, index: int, alignment: int) -> StoredTensor:
 
 
 def read_records(cursor: Cursor, alignment: int = 1) -> dict[str, StoredTensor]:
-    """All tensors up to the end of the file, by name."""
+    """All tensors up to the end of the file, by name.
+
+    Raises:
+        FileFormatError: as `read_record`, or a name comes twice.
+    """
     tensors: dict[str, StoredTensor] = {}
     while cursor.left:
         at = cursor.position
