@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from yupana.graphlib.errors import SettingError
 from yupana.models.adapter_files import load_adapter
 from yupana.models.decoder import Decoder
-from yupana.models.formats import GgufFile, Metadata
+from yupana.models.formats import GgufFile, Metadata, Progress
 from yupana.models.loading import load_model
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.session import Session
@@ -41,6 +42,7 @@ class LanguageModel:
     def __init__(self, model: Decoder, file: GgufFile, **settings: Any) -> None:
         self.model = model
         self._file = file
+        inspect.signature(Session).bind(model, **settings)  # a wrong name is told of here
         self._settings = settings
         self._idle: list[Session] = []
 
@@ -133,18 +135,37 @@ class LanguageModel:
             self._idle.append(session)
 
 
-def load(path: str | PathLike[str], adapters: Adapters = (), **settings: Any) -> LanguageModel:
+def load(
+    path: str | PathLike[str],
+    adapters: Adapters = (),
+    *,
+    mmap: bool = True,
+    prefetch: bool = False,
+    random_access: bool = False,
+    mlock: bool = False,
+    validate: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> LanguageModel:
     """Open a model file for inference; its weights stay in the mapped file.
 
     Args:
         path: GGUF file of a LLaMA or StarCoder model, of any type.
         adapters: LoRA adapters that are used with it: files (GGUF, ggla) or folders of PEFT, or
             pairs of one and a scale.
+        mmap: False reads the weights into memory of their own, which no other process shares.
+        prefetch: ask the system to load the whole file now instead of when it is used.
+        random_access: ask it to load only pages that are touched, and none ahead.
+        mlock: keep the weights in memory; a limit that is too low is warned of.
+        validate: refuse weights, or scales of quantised ones, that are not finite.
+        progress: called with the part (0 to 1) of the weights that is there, after each tensor;
+            returning False cancels.
         settings: of the sessions it will read with, such as n_ctx, cache and threads; see
             `Session`.
     Raises:
         FileFormatError: a file that cannot be read as such. SettingError: an adapter of another
-            model, or the same twice. OSError: the system cannot read.
+            model, or the same twice; loading options that contradict each other.
+        Interrupted: `progress` returned False. OSError: the system cannot read.
 
     >>> import tempfile, pathlib
     >>> from yupana.models.llama import Llama, LlamaConfig
@@ -161,7 +182,15 @@ def load(path: str | PathLike[str], adapters: Adapters = (), **settings: Any) ->
     >>> len("".join(model.generate("Once upon", max_tokens=20))) <= 20
     True
     """
-    file = GgufFile(path)
+    file = GgufFile(
+        path,
+        mmap=mmap,
+        prefetch=prefetch,
+        random_access=random_access,
+        mlock=mlock,
+        validate=validate,
+        progress=progress,
+    )
     model = LanguageModel(load_model(file), file, **settings)
     for entry in adapters:
         model.attach(*(entry if isinstance(entry, tuple) else (entry,)))

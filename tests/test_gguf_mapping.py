@@ -14,11 +14,16 @@ import numpy as np
 import pytest
 
 import yupana as yp
+from yupana.cli import main
 from yupana.graphlib.errors import FileFormatError, Interrupted, SettingError
+from yupana.models import language_model
 from yupana.models.formats import GgufFile, write_gguf
 from yupana.models.formats.gguf_blocks import check_finite
 from yupana.models.formats.gguf_types import TENSOR_TYPE_BY_NAME, TENSOR_TYPES
 from yupana.models.formats.mapping import FileMemory
+from yupana.models.llama import Llama, LlamaConfig
+from yupana.models.llama_gguf import save_llama
+from yupana.models.vocabulary import Vocabulary
 
 PAGE = mmap.PAGESIZE
 ROOT = Path(__file__).parents[1]
@@ -227,6 +232,60 @@ def test_progress_tells_the_part_that_is_taken_and_can_cancel(tmp_path):
     with pytest.raises(Interrupted, match=r"m.gguf: loading was cancelled at tensor 'w1'"):
         file.tensor(context, "w1")
     assert [leaf.name for leaf in context] == ["w0"]
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    vocabulary = Vocabulary.from_bytes()
+    sizes = LlamaConfig(len(vocabulary), n_ctx=16, n_embd=8, n_layer=1, n_head=2)
+    save_llama(tmp_path / "m.gguf", Llama(sizes).init(seed=1), vocabulary)
+    return tmp_path / "m.gguf"
+
+
+def test_models_are_loaded_with_the_same_options(model_file):
+    n_tensors, parts = len(GgufFile(model_file).tensors), []
+    model = yp.load(model_file, mlock=True, prefetch=True, progress=parts.append)
+    assert len(parts) == n_tensors
+    assert parts == sorted(parts)
+    assert parts[-1] == 1
+    read = yp.load(model_file, mmap=False).model.weights
+    for name, w in model.model.weights.items():
+        assert read[name].data.flags.writeable
+        assert not w.data.flags.writeable
+    with pytest.raises(Interrupted, match="loading was cancelled at tensor"):
+        yp.load(model_file, progress=lambda part: part < 0.5)
+    raw = bytearray(model_file.read_bytes())
+    raw[-4:] = np.float32(np.nan).tobytes()
+    model_file.write_bytes(raw)
+    yp.load(model_file)
+    with pytest.raises(FileFormatError, match="got an infinite value or no number"):
+        yp.load(model_file, validate=True)
+    with pytest.raises(TypeError, match="'n_context'"):  # at once, not with the first text
+        yp.load(model_file, n_context=8)
+
+
+@pytest.mark.parametrize(
+    ("flag", "option"),
+    [
+        ("--no-mmap", {"mmap": False}),
+        ("--prefetch", {"prefetch": True}),
+        ("--random-access", {"random_access": True}),
+        ("--mlock", {"mlock": True}),
+        ("--check-tensors", {"validate": True}),
+    ],
+)
+def test_flags_say_how_the_model_is_loaded(model_file, monkeypatch, capsys, flag, option):
+    opened = []
+
+    def open_file(path, **options):
+        opened.append(options)
+        return GgufFile(path, **options)
+
+    monkeypatch.setattr(language_model, "GgufFile", open_file)
+    assert main(["generate", str(model_file), "-p", "a", "-n", "1", flag]) == 0
+    usual = {"mmap": True, "validate": False, "progress": None}
+    usual |= dict.fromkeys(("prefetch", "random_access", "mlock"), False)
+    assert opened == [usual | option]
 
 
 @pytest.mark.parametrize("kind", TENSOR_TYPES.values(), ids=lambda kind: kind.name)

@@ -12,9 +12,7 @@ from typing import Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from yupana.graphlib.errors import DataError, SettingError
-from yupana.models.formats import GgufFile
-from yupana.models.language_model import LanguageModel
-from yupana.models.loading import load_model
+from yupana.models.language_model import LanguageModel, load
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.sampling_settings import BREAKERS
 from yupana.models.tokenizer import Tokenizer
@@ -45,11 +43,15 @@ class ModelFlags:
     lora: UseAppendAction[tuple[Path, ...]] = ()
     # LoRA adapter and what it is multiplied with.
     lora_scaled: UseAppendAction[tuple[tuple[Path, float], ...]] = ()
-    # Map the file instead of reading it.
+    # Map the file, whose pages all processes share, instead of reading it.
     mmap: bool = True
+    # Ask the system to load the whole file now instead of when it is used.
+    prefetch: bool = False
+    # Ask it to load only what is touched, and nothing ahead; as llama.cpp's --numa does.
+    random_access: bool = False
     # Keep the model in memory.
     mlock: bool = False
-    # Refuse weights that are not finite.
+    # Refuse weights, and scales of quantised ones, that are not finite.
     check_tensors: bool = False
 
     @property
@@ -139,12 +141,16 @@ class WritingFlags(Sampling, TextFlags):
 def open_model(flags: ModelFlags) -> LanguageModel:
     """Open the model file and attach its adapters."""
     if flags.threads < 0:
-        raise SettingError(f"generate: threads: got {flags.threads}, want at least 0.")
-    file = GgufFile(flags.model, mmap=flags.mmap, mlock=flags.mlock, validate=flags.check_tensors)
-    model = LanguageModel(load_model(file), file)
-    for path, scale in flags.adapters:
-        model.attach(path, scale)
-    return model
+        raise SettingError(f"threads: got {flags.threads}, want at least 0.")
+    return load(
+        flags.model,
+        flags.adapters,
+        mmap=flags.mmap,
+        prefetch=flags.prefetch,
+        random_access=flags.random_access,
+        mlock=flags.mlock,
+        validate=flags.check_tensors,
+    )
 
 
 def open_writer(flags: WritingFlags, model: LanguageModel) -> Writer:

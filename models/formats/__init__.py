@@ -1,6 +1,6 @@
 """Model files: GGUF today; every reader treats the bytes it gets as hostile."""
 
-from yupana.models.formats.gguf import GgufFile, TensorInfo, write_gguf
+from yupana.models.formats.gguf import GgufFile, Progress, TensorInfo, write_gguf
 from yupana.models.formats.gguf_metadata import Metadata, MissingEntry, expect, expect_integers
 from yupana.models.formats.gguf_writer import atomic_write, temporary_of, temporary_path
 
@@ -8,6 +8,7 @@ __all__ = [
     "GgufFile",
     "Metadata",
     "MissingEntry",
+    "Progress",
     "TensorInfo",
     "atomic_write",
     "expect",

@@ -5,7 +5,7 @@ type, offset); then, from the next multiple of `general.alignment`, the tensors'
 """
 
 from yupana.models.formats.gguf_header import TensorInfo
-from yupana.models.formats.gguf_reader import GgufFile
+from yupana.models.formats.gguf_reader import GgufFile, Progress
 from yupana.models.formats.gguf_writer import write_gguf
 
-__all__ = ["GgufFile", "TensorInfo", "write_gguf"]
+__all__ = ["GgufFile", "Progress", "TensorInfo", "write_gguf"]
