@@ -10,56 +10,28 @@
 array([2., 4., 6.], dtype=float32)
 """
 
-from yupana import custom
-from yupana.graphlib import errors, ops
-from yupana.graphlib.autograd import Gradients, gradients
-from yupana.graphlib.budget import MemoryBudget
-from yupana.graphlib.check import check_op
-from yupana.graphlib.config import config
-from yupana.graphlib.context import Context, tensor
-from yupana.graphlib.dtypes import Dtype, bf16, f16, f32, f64, i32
-from yupana.graphlib.errors import YupanaError
-from yupana.graphlib.graph import Graph
-from yupana.graphlib.memory import Plan
-from yupana.graphlib.op import REGISTRY, Op, op
-from yupana.graphlib.program import Program
-from yupana.graphlib.tensor import Tensor
-from yupana.models.language_model import LanguageModel, load
-from yupana.models.sampling import Sampling
-from yupana.models.session import Session
-from yupana.models.tokenizer import Tokenizer, load_tokenizer
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "REGISTRY",
-    "Context",
-    "Dtype",
-    "Gradients",
-    "Graph",
-    "LanguageModel",
-    "MemoryBudget",
-    "Op",
-    "Plan",
-    "Program",
-    "Sampling",
-    "Session",
-    "Tensor",
-    "Tokenizer",
-    "YupanaError",
-    "bf16",
-    "check_op",
-    "config",
-    "custom",
-    "errors",
-    "f16",
-    "f32",
-    "f64",
-    "gradients",
-    "i32",
-    "load",
-    "load_tokenizer",
-    "op",
-    "ops",
-    "tensor",
-]
+if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ does the same
+    from yupana.api import *
+else:
+
+    def __getattr__(name: str) -> Any:
+        """A name of `yupana.api`, which is loaded when the first one is asked for.
+
+        With it come numpy, numba and all ops, half a second of work. The command line imports
+        this package first, and should answer `--help` and Ctrl-C before that.
+        """
+        if not name.startswith("__") or name == "__all__":
+            api = importlib.import_module("yupana.api")
+            known = {name: getattr(api, name) for name in api.__all__}
+            globals().update(known, __all__=api.__all__)
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module 'yupana' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return [*__getattr__("__all__"), "__version__"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
+import os
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 # Only the program that is asked for is imported: each later run starts at once.
 PROGRAMS = {
@@ -51,42 +55,17 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a program of the command line; returns the exit code."""
+    _open_streams()
+    if arguments is None:  # the process is ours
+        with contextlib.suppress(ValueError):  # a thread that gets no signals
+            _let_ctrl_c_end()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter gets "?"
-        sys.stdout.reconfigure(errors="replace")
-    if not given or given[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if given[0] in ("-V", "--version"):
-        import yupana
-
-        print(f"yupana {yupana.__version__}")
-        return 0
-    if given[0] not in PROGRAMS:
-        return _fail(f"no such program: got {given[0]!r}, want one of {', '.join(PROGRAMS)}.", 2)
     usual, warnings.formatwarning = warnings.formatwarning, _warning
     try:
-        return _run(given[0], given[1:])
-    finally:
-        warnings.formatwarning = usual
-
-
-def _run(name: str, arguments: list[str]) -> int:
-    from yupana.graphlib.errors import SettingError, YupanaError
-
-    try:
-        module = importlib.import_module(f"yupana.commands.{name.replace('-', '_')}")
-        settings = _parse(module.Settings, name, arguments)
-        code: int = module.run(settings)
+        code = _run(given)
+        sys.stdout.flush()  # here, where errors become messages
         return code
-    except SystemExit as done:  # help was printed, or the arguments are wrong
-        return int(done.code or 0)
-    except SettingError as error:
-        return _fail(str(error), 2)
-    except YupanaError as error:
-        return _fail(str(error), 1)
     except BrokenPipeError:  # the reader has seen enough, as `yupana ops | head`
-        _close_stdout()
         return 1
     except OSError as error:
         return _fail(_told(error), 1)
@@ -95,6 +74,71 @@ def _run(name: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nyupana: stopped at once", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        warnings.formatwarning = usual
+        _finish_stdout()
+
+
+def _run(given: list[str]) -> int:
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if given[0] in ("-V", "--version"):
+        import yupana
+
+        print(f"yupana {yupana.__version__}")
+        return 0
+    name, *arguments = given
+    if name not in PROGRAMS:
+        return _fail(f"no such program: got {name!r}, want one of {', '.join(PROGRAMS)}.", 2)
+    from yupana.graphlib.errors import SettingError, YupanaError
+
+    try:
+        module = importlib.import_module(f"yupana.commands.{name.replace('-', '_')}")
+        settings = _parse(module.Settings, name, arguments)
+        with _ctrl_c_raises():
+            code: int = module.run(settings)
+        return code
+    except SystemExit as done:  # help was printed, or the arguments are wrong
+        return int(done.code or 0)
+    except SettingError as error:
+        return _fail(str(error), 2)
+    except YupanaError as error:
+        return _fail(str(error), 1)
+
+
+def _open_streams() -> None:
+    """Where the caller closed a stream Python has None: `print` to it would print elsewhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the end)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter gets "?"
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _let_ctrl_c_end() -> None:
+    """Let Ctrl-C end the process while there is nothing to save: in the imports, and at the end.
+
+    An exception in the middle of an import comes out of it as a traceback, or not at all.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _ctrl_c_raises() -> Iterator[None]:
+    """Let Ctrl-C be an exception in here, as programs expect it, if it ended the process."""
+    ends = signal.getsignal(signal.SIGINT) is _end
+    if ends:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield  # not finally: what an exception brings down is told by `main`
+    if ends:
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, _end)
 
 
 def _told(error: OSError) -> str:
@@ -138,11 +182,12 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _close_stdout() -> None:
-    """Python flushes stdout at exit, and would complain of the closed pipe once more."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _finish_stdout() -> None:
+    """Write what is left; where that fails, drop it: Python would try again, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
