@@ -18,7 +18,8 @@ def convert_ggla(file: GglaFile) -> Conversion:
     ggla holds A (inputs, r) and B (outputs, r); GGUF wants A (r, inputs). Of the embedding, whose
     rows are looked up, GGUF's A is ggla's B and the other way round. ggla scales every pair by
     alpha over the rank of the file, llama.cpp today by alpha over the pair's own: B takes up the
-    quotient where they differ, as for norms.
+    quotient where they differ, as for norms. Where alpha is 0, which would not scale there, B is
+    zero: such a file changes nothing.
 
     Raises:
         FileFormatError: a pair is not whole, or its ranks differ.
@@ -43,8 +44,9 @@ def convert_ggla(file: GglaFile) -> Conversion:
                 f"{file.path}: ranks of {base}: got A {a.shape} and B {b.shape}, want the same "
                 "last axis. The file is damaged."
             )
-        if rank != file.rank:
-            b = changed(b, partial(_times, factor=rank / file.rank))
+        factor = rank / file.rank if file.alpha else 0.0
+        if factor != 1:
+            b = changed(b, partial(_times, factor=factor))
         first, second = (
             (b, a) if base == EMBEDDING else (changed(a, np.transpose, a.shape[::-1]), b)
         )
@@ -60,7 +62,7 @@ def convert_ggla(file: GglaFile) -> Conversion:
     if any(base.endswith("_norm.weight") for base in bases):
         notes.append("llama.cpp loads the pairs of norms, but does not apply them.")
     if file.alpha == 0:
-        notes.append("alpha is 0, which ggla takes for no effect and llama.cpp for no scaling.")
+        notes.append("alpha is 0: the adapter has no effect.")
     return Conversion(metadata, tensors, notes)
 
 

@@ -206,6 +206,14 @@ def test_an_adapter_is_turned_and_scaled(tmp_path):
             np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6)
 
 
+def test_an_adapter_without_effect_has_none(tmp_path):
+    a = np.ones((6, 4), np.float32)
+    path, conversion = converted(tmp_path, old.ggla_file({"w": (a, a)}, rank=4, alpha=0))
+    assert conversion.notes == ["alpha is 0: the adapter has no effect."]
+    for source in (path, tmp_path / "old.bin"):  # 0 in GGUF means a scale of 1
+        assert not load_adapter(source).pairs["w"][1].any()
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data")
 def test_a_real_adapter_fits_its_model(tmp_path):
     convert(DATA / "lora-r4a8-f32.ggla.bin", tmp_path / "a.gguf")

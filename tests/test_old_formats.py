@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import struct
 import tracemalloc
 
@@ -96,6 +97,35 @@ def _word_sizes(raw):
         sizes.append(8 + struct.unpack_from("<I", raw, at + 4)[0])
         at += sizes[-1]
     return sizes
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("rank", 0, "rank at byte 8: got 0, want 1 to 65536"),
+        ("rank", -1, "rank at byte 8: got -1, want 1 to 65536"),
+        ("rank", 10**9, "rank at byte 8: got 1000000000, want 1 to 65536"),
+        ("rank", 50, "rank at byte 8: got 50, want at most {}, the longest axis of the tensors"),
+        ("alpha", -3, "alpha at byte 12: got -3, want 0 to 65536"),
+        ("alpha", 10**9, "alpha at byte 12: got 1000000000, want 0 to 65536"),
+    ],
+)
+def test_numbers_of_an_adapter_that_make_no_sense_are_refused(tmp_path, field, value, words):
+    raw = bytearray(FILES["ggla"][1])
+    struct.pack_into("<i", raw, {"rank": 8, "alpha": 12}[field], value)
+    with pytest.raises(FileFormatError, match=re.escape(words.format(max(A.shape)))):
+        opened(tmp_path, "ggla", bytes(raw))
+
+
+def test_a_tensor_of_an_adapter_is_refused_where_it_stands(tmp_path):
+    raw = FILES["ggla"][1]
+    at = raw.index(b"w.loraB") - 20
+    with pytest.raises(FileFormatError, match=rf"name of tensor 'w\.loraC' at byte {at}: got"):
+        opened(tmp_path, "ggla", raw.replace(b"w.loraB", b"w.loraC"))
+    flat = old.ggla_file({"w": (A, A.reshape(-1))}, 2, 4)
+    at = flat.index(b"w.loraB") - 16
+    with pytest.raises(FileFormatError, match=rf"tensor 'w\.loraB' at byte {at}: got F32 \("):
+        opened(tmp_path, "ggla", flat)
 
 
 @pytest.mark.parametrize("name", FILES)

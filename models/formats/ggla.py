@@ -12,6 +12,7 @@ GGLA_MAGIC = 0x67676C61
 VERSION = 1
 ALIGNMENT = 32  # of tensor data, from the start of the file
 _SUFFIXES = (".loraA", ".loraB")
+_LARGEST = 1 << 16  # rank or alpha; those in use are below a thousand
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,15 +48,22 @@ def read_ggla(path: str | PathLike[str]) -> GglaFile:
         if got != want:
             raise cursor.error(name, f"{got:#x}", f"{want:#x}", at)
     at = cursor.position
-    rank, alpha = cursor.number("u4", "rank"), cursor.number("u4", "alpha")
-    if not rank:
-        raise cursor.error("rank", rank, "at least 1", at)
-    tensors = read_records(cursor, ALIGNMENT)
-    for tensor in tensors.values():
-        what = f"tensor {shown(tensor.name)}"
-        if not tensor.name.endswith(_SUFFIXES):
-            raise cursor.error(f"name of {what}", shown(tensor.name), " or ".join(_SUFFIXES))
-        if len(tensor.shape) != 2 or tensor.type not in ("F32", "F16"):
-            got_text = f"{tensor.type} {tensor.shape}"
-            raise cursor.error(what, got_text, "F32 or F16 of two axes")
+    rank, alpha = cursor.number("i4", "rank"), cursor.number("i4", "alpha")
+    if not 1 <= rank <= _LARGEST:
+        raise cursor.error("rank", rank, f"1 to {_LARGEST}", at)
+    if not 0 <= alpha <= _LARGEST:
+        raise cursor.error("alpha", alpha, f"0 to {_LARGEST}", at + 4)
+    tensors = read_records(cursor, ALIGNMENT, _check)
+    widest = max((max(tensor.shape) for tensor in tensors.values()), default=rank)
+    if rank > widest:  # every pair is scaled by it
+        raise cursor.error("rank", rank, f"at most {widest}, the longest axis of the tensors", at)
     return GglaFile(path, rank, alpha, tensors)
+
+
+def _check(cursor: Cursor, tensor: StoredTensor, at: int) -> None:
+    """Raise unless a tensor, whose record starts at byte `at`, is half of a pair."""
+    what = f"tensor {shown(tensor.name)}"
+    if not tensor.name.endswith(_SUFFIXES):
+        raise cursor.error(f"name of {what}", shown(tensor.name), " or ".join(_SUFFIXES), at)
+    if len(tensor.shape) != 2 or tensor.type not in ("F32", "F16"):
+        raise cursor.error(what, f"{tensor.type} {tensor.shape}", "F32 or F16 of two axes", at)

@@ -114,9 +114,15 @@ def read_record(cursor: Cursor, index: int, alignment: int) -> StoredTensor:
     return tensor_at(cursor.data, name, shape, kind.name, offset)
 
 
-def read_records(cursor: Cursor, alignment: int = 1) -> dict[str, StoredTensor]:
+def read_records(
+    cursor: Cursor,
+    alignment: int = 1,
+    check: Callable[[Cursor, StoredTensor, int], None] | None = None,
+) -> dict[str, StoredTensor]:
     """All tensors up to the end of the file, by name.
 
+    Args:
+        check: called with each and the byte where its record starts; raises if it is not right.
     Raises:
         FileFormatError: as `read_record`, or a name comes twice.
     """
@@ -128,5 +134,7 @@ def read_records(cursor: Cursor, alignment: int = 1) -> dict[str, StoredTensor]:
             raise cursor.error(
                 f"tensor {len(tensors)}", f"{shown(tensor.name)} again", "each name once", at
             )
+        if check is not None:
+            check(cursor, tensor, at)
         tensors[tensor.name] = tensor
     return tensors
