@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike
@@ -92,6 +92,7 @@ class LanguageModel:
         max_tokens: int = 128,
         sampling: Sampling = _DEFAULT,
         seed: int = 0,
+        logit_bias: Mapping[int, float] | None = None,
     ) -> Iterator[str]:
         """The continuation of `prompt`, in pieces of whole characters as they come.
 
@@ -99,13 +100,20 @@ class LanguageModel:
         half of it is dropped, but for the token that begins every text; a model with learned
         positions ends there.
 
+        Args:
+            prompt: text to go on from.
+            max_tokens: tokens to add at most.
+            sampling: how they are drawn.
+            seed: the same one gives the same text.
+            logit_bias: id to a number that is added to the token's score; -inf forbids it.
+
         Raises:
-            SettingError: `max_tokens` or `seed` is negative.
+            SettingError: `max_tokens` or `seed` is negative, or a biased token is none.
         """
         if max_tokens < 0:
             raise SettingError(f"generate: max_tokens: got {max_tokens}, want at least 0.")
         ids = self.tokenizer.encode(prompt)
-        sampler = Sampler(sampling, self.tokenizer)
+        sampler = Sampler(sampling, self.tokenizer, logit_bias)
         return self._pieces(ids, max_tokens, sampler, RandomStream(seed))
 
     def _pieces(

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from yupana.graphlib.errors import NonFiniteError, SettingError
 from yupana.models import sampling_steps as steps
+from yupana.models.sampling_adaptive import AdaptiveP
 from yupana.models.sampling_math import LN2, Floats, log, soft_max
 from yupana.models.sampling_penalties import dry, find_breakers, penalties
 from yupana.models.sampling_settings import Sampling
@@ -77,6 +78,8 @@ class Sampler:
             raise SettingError(
                 f"sampling: logit_bias: got {dict(bias)}, want ids from 0 and numbers or -inf."
             )
+        if tokenizer is not None:
+            self._check_biases(len(tokenizer))
         self._newline: list[int] = []
         if tokenizer is not None and not s.penalize_nl:
             self._newline = tokenizer.encode("\n", add_special=False)[-1:]
@@ -86,6 +89,9 @@ class Sampler:
         back = (s.repeat_last_n, s.dry_penalty_last_n if s.dry_multiplier > 0 else 0)
         self._recent: deque[int] = deque(maxlen=None if min(back) < 0 else max(back))
         self._mu = 2 * s.mirostat_ent
+        self._adaptive: AdaptiveP | None = None
+        if s.adaptive_target >= 0 and not s.mirostat and "adaptive_p" in s.names:
+            self._adaptive = AdaptiveP(s.adaptive_target, s.adaptive_decay)
         self._chain = self._make_chain()
 
     def pick(self, logits: ArrayLike, stream: RandomStream) -> int:
@@ -109,6 +115,8 @@ class Sampler:
         if self.settings.mirostat:
             surprise = -float(log(chances[at])) / LN2
             self._mu -= self.settings.mirostat_lr * (surprise - self.settings.mirostat_ent)
+        if self._adaptive is not None:
+            self._adaptive.drawn(at)
         return int(ids[at])
 
     def probabilities(self, logits: ArrayLike, stream: RandomStream) -> tuple[Ids, Floats]:
@@ -130,6 +138,8 @@ class Sampler:
             c = steps.mirostat_cut(c, self._mu, n_vocab)
         elif self.settings.mirostat == 2:
             c = steps.mirostat_2_cut(c, self._mu)
+        elif self._adaptive is not None:
+            c = self._adaptive.bend(c)
         return c.ids, soft_max(c.scores)
 
     def accept(self, token: int) -> None:
@@ -140,16 +150,14 @@ class Sampler:
         """Forget the text."""
         self._recent.clear()
         self._mu = 2 * self.settings.mirostat_ent
+        if self._adaptive is not None:
+            self._adaptive.reset()
 
     def _start(self, logits: ArrayLike) -> Candidates:
         scores = np.array(logits, np.float64)
         tokens, bias = self._biased
         if len(tokens):
-            if tokens.max() >= len(scores):
-                raise SettingError(
-                    f"sampling: logit_bias: got token {tokens.max()}, want at most "
-                    f"{len(scores) - 1}, the last of the vocabulary."
-                )
+            self._check_biases(len(scores))
             scores[tokens] += bias
         if not -np.inf < scores.max() < np.inf:  # the greatest is NaN where one is
             raise NonFiniteError(
@@ -157,6 +165,14 @@ class Sampler:
                 "Its weights are damaged or its training diverged; use an earlier state."
             )
         return Candidates(np.arange(len(scores)), scores, is_whole=True)
+
+    def _check_biases(self, n_vocab: int) -> None:
+        last = self._biased[0].max(initial=-1)
+        if last >= n_vocab:
+            raise SettingError(
+                f"sampling: logit_bias: got token {last}, want at most {n_vocab - 1}, the last of "
+                "the vocabulary."
+            )
 
     def _make_chain(self) -> list[_Step]:
         """The samplers that do something; where the best token wins, only those that change it."""
@@ -172,6 +188,7 @@ class Sampler:
             "min_p": (s.min_p > 0, lambda c, _: steps.min_p(c, s.min_p, keep)),
             "xtc": (s.xtc_probability > 0, self._exclude_top),
             "temperature": (True, lambda c, _: self._temper(c)),
+            "adaptive_p": (False, lambda c, _: c),  # bends what the chain leaves
         }
         names: Iterable[str] = ["temperature"] if s.mirostat else s.names
         if self._is_greedy and not {"typ_p", "xtc"} & {n for n in s.names if known[n][0]}:

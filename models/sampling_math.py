@@ -17,6 +17,7 @@ _LOG2_E: Final = float.fromhex("0x1.71547652b82fep+0")
 # ln 2 in two parts; the first has 32 bits, so that its product with an exponent is exact.
 _LN2_HIGH: Final = float.fromhex("0x1.62e42fee00000p-1")
 _LN2_LOW: Final = float.fromhex("0x1.a39ef35793c76p-33")
+_ROOT_HALF: Final = float.fromhex("0x1.6a09e667f3bcdp-1")
 LN2: Final = float.fromhex("0x1.62e42fefa39efp-1")
 _SMALLEST: Final = -708.0  # beyond these, exp(x) is no normal number
 _LARGEST: Final = 709.0
@@ -49,7 +50,7 @@ def log(x: Floats | float) -> Floats:
     [0.0, 2.302585092994046]
     """
     mantissa, power = np.frexp(np.asarray(x))
-    is_low = mantissa < 0.5**0.5
+    is_low = mantissa < _ROOT_HALF
     mantissa, power = np.where(is_low, 2 * mantissa, mantissa), power - is_low
     s = (mantissa - 1) / (mantissa + 1)
     result: Floats = power * _LN2_HIGH + (s * _horner(_LOG_TERMS, s * s) + power * _LN2_LOW)

@@ -9,9 +9,16 @@ import numpy as np
 
 from yupana.graphlib.errors import SettingError
 
-ORDER: Final = (
-    "penalties;dry;top_n_sigma;top_k;tfs_z;typ_p;top_p;min_p;xtc;temperature"  # llama.cpp's
+ORDER: Final = (  # llama.cpp's
+    "penalties;dry;top_n_sigma;top_k;tfs_z;typ_p;top_p;min_p;xtc;temperature;adaptive_p"
 )
+# What llama.cpp understands as well.
+_OTHER_NAMES: Final = {
+    "top-n-sigma": "top_n_sigma", "top-k": "top_k", "tfs-z": "tfs_z", "tfs": "tfs_z",
+    "typical-p": "typ_p", "typical": "typ_p", "typ-p": "typ_p", "typ": "typ_p",
+    "top-p": "top_p", "nucleus": "top_p", "min-p": "min_p", "temp": "temperature",
+    "adaptive-p": "adaptive_p",
+}  # fmt: skip
 BREAKERS: Final = ("\n", ":", '"', "*")
 
 
@@ -22,7 +29,8 @@ class Sampling:
     The defaults are those of llama.cpp since 2024. Of the generation before, which had tail-free
     sampling and no DRY, XTC or top-n-sigma, only one differs: repeat_penalty was 1.10. Its order
     was penalties, top_k, tfs_z, typ_p, top_p, min_p, temperature, as `samplers` has it; with
-    mirostat it applied the penalties, too. The very latest looks back 64 tokens for DRY.
+    mirostat it applied the penalties, too. The very latest looks back 64 tokens for DRY. There
+    adaptive-p acts only where `samplers` names it; here a target is enough.
 
     Raises:
         SettingError: a setting outside its range.
@@ -37,7 +45,7 @@ class Sampling:
     dynatemp_range: float = 0.0
     # Power of the entropy's share in that.
     dynatemp_exp: float = 1.0
-    # Tokens kept, the best first; 0 keeps all.
+    # Tokens kept, the best first; 0 or -1 keeps all.
     top_k: int = 40
     # The fewest tokens whose probabilities add up to this; 1 keeps all.
     top_p: float = 0.95
@@ -81,7 +89,11 @@ class Sampling:
     mirostat_lr: float = 0.1
     # Mirostat: surprise per token that is aimed at, tau, in bits.
     mirostat_ent: float = 5.0
-    # Samplers in order, separated by semicolons.
+    # Adaptive-p: probability of the tokens that are drawn, in the mean; -1: not aimed at.
+    adaptive_target: float = -1.0
+    # Adaptive-p: what is left of a token's weight in that mean after each further one.
+    adaptive_decay: float = 0.9
+    # Samplers in order, separated by semicolons; adaptive-p is the last always.
     samplers: str = ORDER
 
     def __post_init__(self) -> None:
@@ -89,8 +101,8 @@ class Sampling:
             ("temp", abs(self.temp) < np.inf, "a finite number"),
             ("dynatemp_range", 0 <= self.dynatemp_range < np.inf, "0 or more"),
             ("dynatemp_exp", 0 <= self.dynatemp_exp < np.inf, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 (all) or more"),
-            ("top_p", 0 < self.top_p <= 1, "0 < top_p <= 1"),
+            ("top_k", self.top_k >= -1, "0 or -1 (all) or more"),
+            ("top_p", 0 <= self.top_p <= 1, "0 to 1"),
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
             ("tfs", 0 < self.tfs <= 1, "0 < tfs <= 1"),
             ("typical", 0 < self.typical <= 1, "0 < typical <= 1"),
@@ -110,6 +122,8 @@ class Sampling:
             ("mirostat", self.mirostat in (0, 1, 2), "0, 1 or 2"),
             ("mirostat_lr", 0 <= self.mirostat_lr < np.inf, "0 or more"),
             ("mirostat_ent", 0 <= self.mirostat_ent < np.inf, "0 or more"),
+            ("adaptive_target", self.adaptive_target <= 1, "0 to 1, or less than 0"),
+            ("adaptive_decay", 0 <= self.adaptive_decay <= 0.99, "0 to 0.99"),
             ("samplers", set(self.names) <= set(ORDER.split(";")), f"some of {ORDER}"),
         )
         for name, is_right, rule in rules:
@@ -120,4 +134,4 @@ class Sampling:
     @property
     def names(self) -> list[str]:
         """The samplers in order."""
-        return [name for name in self.samplers.split(";") if name]
+        return [_OTHER_NAMES.get(name, name) for name in self.samplers.split(";") if name]

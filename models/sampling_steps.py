@@ -6,6 +6,7 @@ after. Where llama.cpp computes in float32, these compute in float64.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,7 +179,7 @@ def top_n_sigma(c: Candidates, n: float) -> Candidates:
         return c
     some = c.scores[c.scores > -np.inf]
     offsets = some - total(some) / len(some)
-    sigma = (total(offsets * offsets) / len(some)) ** 0.5
+    sigma = math.sqrt(total(offsets * offsets) / len(some))  # rounded right everywhere, unlike pow
     return c[np.flatnonzero(c.scores >= c.scores.max() - n * sigma)]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import struct
 import tracemalloc
@@ -72,6 +73,12 @@ def test_files_are_told_apart(tmp_path, name):
             identify(tmp_path / "file")
     else:
         assert identify(tmp_path / "file") == name.partition("-")[0]
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileFormatError, match="pipe: not a model file: got a device, want a file"):
+        identify(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("name", FILES)

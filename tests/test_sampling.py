@@ -5,10 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import yupana as yp
 from yupana.graphlib.errors import NonFiniteError, SettingError
+from yupana.models.llama import Llama, LlamaConfig
+from yupana.models.llama_gguf import save_llama
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.sampling_penalties import find_breakers
 from yupana.models.tokenizer import read_tokenizer
+from yupana.models.vocabulary import Vocabulary
 
 PROBABILITIES = np.array([0.05, 0.5, 0.15, 0.3])
 LOGITS = np.log(PROBABILITIES) + 3.0  # soft_max takes the shift away
@@ -124,6 +128,58 @@ def test_a_bias_is_added_to_the_score():
         Sampler(logit_bias={-1: 1.0})
 
 
+def test_a_bias_for_no_token_is_refused_before_the_text_begins(tmp_path):
+    model = tiny_model(tmp_path)
+    with pytest.raises(SettingError, match="logit_bias: got token 257, want at most 256, the last"):
+        model.generate("abc", logit_bias={257: 1.0})
+    for token in (65, 66):
+        bias = dict.fromkeys(range(257), -np.inf) | {token: 0.0}
+        assert "".join(model.generate("abc", 3, logit_bias=bias)) == chr(token) * 3
+
+
+def tiny_model(folder):
+    vocabulary = Vocabulary.from_bytes()
+    sizes = LlamaConfig(len(vocabulary), n_ctx=16, n_embd=8, n_layer=1, n_head=2)
+    save_llama(folder / "m.gguf", Llama(sizes).init(seed=1), vocabulary)
+    model = yp.load(folder / "m.gguf")
+    assert model.tokenizer.tokens[65] == "A"
+    return model
+
+
+def test_names_that_llama_cpp_understands_as_well():
+    names = Sampling(samplers="top-k;nucleus;typical;min-p;temp").names
+    assert names == ["top_k", "top_p", "typ_p", "min_p", "temperature"]
+    assert draws(Sampler(Sampling(samplers="temp", temp=0)), 3) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("off", [{"top_k": 0}, {"top_k": -1}])
+def test_no_limit_keeps_all(off):
+    ids, _ = Sampler(Sampling(**PLAIN | off)).probabilities(LOGITS, RandomStream(0))
+    assert len(ids) == len(LOGITS)
+
+
+def test_a_share_of_nothing_leaves_the_best():
+    ids, _ = Sampler(Sampling(**PLAIN | {"top_p": 0})).probabilities(LOGITS, RandomStream(0))
+    assert ids.tolist() == [1]
+
+
+def test_adaptive_p_draws_tokens_of_the_wanted_probability():
+    logits = np.log([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+    chances = np.exp(logits)
+    for target in (0.1, 0.3):
+        sampler = Sampler(Sampling(**PLAIN, adaptive_target=target, adaptive_decay=0.9))
+        mean = chances[draws(sampler, 3000, logits)].mean()
+        assert mean == pytest.approx(target, abs=0.02)
+    # The first draw, written out: the target has not moved.
+    distance = abs(chances - 0.3) / 0.3
+    weights = np.exp(5 - 10 * distance**2 / (1 + distance))
+    sampler.reset()
+    ids, got = sampler.probabilities(logits, RandomStream(0))
+    np.testing.assert_allclose(got[np.argsort(ids)], weights / weights.sum(), rtol=1e-12)
+    off = Sampler(Sampling(**PLAIN, adaptive_target=0.3, samplers="temperature"))
+    assert draws(off, 50, logits, seed=4) == draws(Sampler(Sampling(**PLAIN)), 50, logits, seed=4)
+
+
 def test_penalties_look_back_as_far_as_told():
     sampler = Sampler(Sampling(temp=0, presence_penalty=100, repeat_last_n=2))
     assert draws(sampler, 7) == [1, 3, 2, 1, 3, 2, 1]
@@ -227,9 +283,11 @@ def test_scores_that_are_no_numbers_are_refused():
     ("wrong", "words"),
     [
         ({"temp": float("nan")}, "temp: got nan"),
-        ({"top_k": -1}, "top_k: got -1"),
-        ({"top_p": 0}, "top_p: got 0"),
-        ({"top_p": 1.5}, "0 < top_p <= 1"),
+        ({"top_k": -2}, "top_k: got -2"),
+        ({"top_p": -0.5}, "top_p: got -0.5"),
+        ({"top_p": 1.5}, "top_p: got 1.5, want 0 to 1"),
+        ({"adaptive_target": 1.5}, "adaptive_target: got 1.5"),
+        ({"adaptive_decay": 1.0}, "adaptive_decay: got 1.0, want 0 to 0.99"),
         ({"min_p": -0.1}, "min_p: got -0.1"),
         ({"mirostat": 3}, "mirostat: got 3, want 0, 1 or 2"),
         ({"repeat_penalty": 0}, "repeat_penalty: got 0"),

@@ -1,5 +1,6 @@
 """What kind of model file a path leads to, by its first bytes."""
 
+import stat
 import struct
 from os import PathLike
 from pathlib import Path
@@ -45,6 +46,8 @@ def identify(path: str | PathLike[str]) -> Kind:
             f"{path}: not a model's folder: got no config.json in it, want one, and weights in "
             "safetensors."
         )
+    if not stat.S_ISREG(path.stat().st_mode):  # before opening: a pipe would wait for its writer
+        raise FileFormatError(f"{path}: not a model file: got a device, want a file or a folder.")
     with path.open("rb") as file:
         head = file.read(_HEAD)
     kind = _MAGICS.get(int.from_bytes(head[:4], "little"))
