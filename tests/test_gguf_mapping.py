@@ -156,13 +156,12 @@ REFUSAL = """
 import os, resource, sys, warnings
 import numpy as np, yupana as yp
 from yupana.models.formats import GgufFile
-file = GgufFile(sys.argv[1], mlock=True)
+file, context = GgufFile(sys.argv[1], mlock=True), yp.Context()
 limit = 24 * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
 if os.geteuid() == 0:
     os.setuid(65534)  # the limit is not for root
 warnings.simplefilter("always")
-context = yp.Context()
 with warnings.catch_warnings(record=True) as caught:
     total = sum(float(file.tensor(context, name).numpy().sum()) for name in file.tensors)
 print(total)
