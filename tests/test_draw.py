@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import yupana as yp
+from tests.drawn import llama, mlp, texts
 from tests.work import lines_run
 from yupana import ops
 from yupana.graphlib.draw import draw_graph, draw_plan
@@ -33,39 +34,10 @@ from yupana.graphlib.draw.fold import find_layers
 from yupana.graphlib.draw.outline import make_outline
 from yupana.graphlib.errors import GraphError, SettingError
 from yupana.graphlib.fusion import find_groups
-from yupana.models.llama import Llama, LlamaConfig
 
 needs_dot = pytest.mark.skipif(
     shutil.which("dot") is None, reason="the program dot (graphviz) is not installed"
 )
-
-
-def llama(n_layer, checkpoints=None, updates="as finished", n_head_kv=4):
-    """The training graph of a small LLaMA; nothing is allocated."""
-    config = LlamaConfig(
-        n_vocab=65, n_ctx=16, n_embd=32, n_head=4, n_head_kv=n_head_kv, n_layer=n_layer, n_mult=8
-    )
-    ctx = yp.Context(no_alloc=True)
-    model = Llama(config, ctx)
-    tokens, targets = (ctx.input((2, 16), "i32", name) for name in ("tokens", "targets"))
-    loss = model.loss(tokens, targets).named("loss")
-    grads = yp.gradients(loss, checkpoints)
-    if updates is None:
-        return yp.Graph([loss, *grads.values()])
-    settings = ctx.input((2,), name="settings")
-    params = grads if updates == "as finished" else model.weights.values()
-    return yp.Graph([loss, *(ops.opt_step_sgd(p, grads[p], settings) for p in params)])
-
-
-def mlp(n_layer, ctx=None, activation=lambda layer: ops.silu, source=lambda layer: -1):
-    """Layers x + act(W x) · b; `source` says which of the earlier results a layer adds to."""
-    ctx = ctx or yp.Context(no_alloc=True)
-    xs = [ctx.input((4, 8), name="x")]
-    for layer in range(n_layer):
-        w, b = ctx.param((8, 8), name=f"w{layer}"), ctx.param((8,), name=f"b{layer}")
-        hidden = activation(layer)(ops.mul_mat(w, xs[-1])) * b
-        xs.append(xs[source(layer)] + ops.scale(hidden.tanh(), 0.5))
-    return xs[-1]
 
 
 def every_box(outline: Outline) -> Iterator[Box]:
@@ -259,12 +231,6 @@ def test_names_are_escaped(name, tmp_path):
         assert name in " ".join(drawn).replace("\u00a0", " ")
 
 
-def texts(path) -> list[str]:
-    root = ElementTree.parse(path).getroot()
-    assert root.tag.endswith("svg")
-    return ["".join(e.itertext()).strip() for e in root.iter() if e.tag.endswith("}text")]
-
-
 @needs_dot
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
 def test_dot_draws_every_format(suffix, tmp_path):
@@ -345,47 +311,6 @@ def test_the_same_graph_gives_the_same_source(tmp_path):
     first = draw_graph(graph, tmp_path / "1.dot", sizes=True).read_text("utf-8")
     assert first == draw_graph(graph, tmp_path / "2.dot", sizes=True).read_text("utf-8")
     assert "4 KiB" in first
-
-
-def rectangles(path) -> list[dict[str, str]]:
-    """Attributes of the blocks of a plan's picture, with their note."""
-    found = []
-    for rect in ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}rect"):
-        note = rect.find("{http://www.w3.org/2000/svg}title")
-        if note is not None:
-            found.append({**rect.attrib, "note": note.text})
-    return found
-
-
-@pytest.mark.parametrize("checkpoints", [None, "sqrt"])
-def test_plan_shows_every_block_where_it_lies(checkpoints, tmp_path):
-    plan = llama(4, checkpoints).plan()
-    found = rectangles(plan.draw(tmp_path / "plan.svg", title="Memory"))
-    assert len(found) >= len(plan.blocks)
-    places = {(r["note"].split(" at ")[1]) for r in found}
-    assert places == {f"{b.offset:,}, tasks {b.first} to {b.last}" for b in plan.blocks}
-    assert {r["fill"] for r in found} == {"#BFDDF2", "#F0A878", "#9A6A96"}
-    # A point of the page belongs to one block: the scale keeps what the planner keeps apart.
-    spans = [tuple(float(r[k]) for k in ("x", "y", "width", "height")) for r in found]
-    top, bottom = min(y for _, y, _, _ in spans), max(y + h for _, y, _, h in spans)
-    scale = (bottom - top) / plan.peak
-    for block, y, height in (
-        (b, float(r["y"]), float(r["height"]))
-        for r in found
-        for b in plan.blocks
-        if r["note"].endswith(f"at {b.offset:,}, tasks {b.first} to {b.last}")
-    ):
-        assert bottom - (y + height) == pytest.approx(block.offset * scale, abs=0.1)
-        assert height == pytest.approx(block.size * scale, abs=0.1)
-    said = " ".join(texts(tmp_path / "plan.svg"))
-    assert all(word in said for word in ("Memory", "peak", "lower bound", "activations", "mul_mat"))
-
-
-def test_plan_of_nothing_is_a_picture_too(tmp_path):
-    x = yp.tensor([1.0, 2.0])
-    path = yp.Graph(x.reshape(2, 1)).plan().draw(tmp_path / "plan.svg")
-    assert not rectangles(path)
-    assert "peak" in texts(path)
 
 
 def test_pictures_need_no_data_and_no_warning(tmp_path):
