@@ -170,7 +170,7 @@ class Op(Generic[P]):
     family: str = "other"
     # How much more than usual rounding may change, or a function of the node that says so.
     tolerance: float | Callable[[Tensor], float] = 1.0
-    # Steps a gradient check needs that are not smooth everywhere skip: see check.py.
+    # Whether differences can check the gradient: not where it is meant to be no derivative.
     grad_check: bool = True
 
     @property

@@ -9,7 +9,7 @@ import pytest
 
 import yupana as yp
 from yupana.graphlib import compare, ops
-from yupana.graphlib.check import CheckError, check_errors, check_op
+from yupana.graphlib.check import CheckError, check_errors, check_op, check_property
 from yupana.graphlib.errors import GraphError, ShapeError, YupanaError
 from yupana.graphlib.kernels.elementwise import Map
 from yupana.graphlib.op import REGISTRY, ErrorSample, Op, Result, call, op
@@ -71,6 +71,29 @@ def test_a_gradient_wrong_by_one_part_in_a_thousand_is_caught(source):
     wrong[source] = lambda y, g: ops.scale(right[source](y, g), 1.001)
     with pytest.raises(CheckError, match="wrong gradient"):
         check_op(changed("mul", vjp=tuple(wrong)))
+
+
+def test_a_gradient_that_is_no_derivative_passes_where_the_record_says_so():
+    straight_through = {"vjp": (lambda y, g: g,)}
+    with pytest.raises(CheckError, match="wrong gradient"):
+        check_op(changed("round", **straight_through), examples=5)
+    check_op(changed("round", **straight_through, grad_check=False), examples=5)
+
+
+@pytest.mark.parametrize(("factor", "is_right"), [(3.0, True), (2.0, False)])
+def test_tolerance_may_depend_on_the_call(factor, is_right):
+    kernel = Map(lambda x, s, p1, p2, p3: x * s * real(1.0001), 1)  # noqa: F821
+    scale = changed(
+        "scale",
+        lower=lower_map(kernel, ("s",)),
+        samples=lambda d: call(d.floats((4,)), factor),
+        tolerance=lambda y: 1e9 if y.params["s"] == 3 else 1.0,
+    )
+    if is_right:
+        assert check_property(scale, "forward", [0] * 40) <= 1
+    else:
+        with pytest.raises(CheckError, match="differs from the reference"):
+            check_property(scale, "forward", [0] * 40)
 
 
 def test_a_gradient_that_needs_a_contiguous_one_is_caught():
