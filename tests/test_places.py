@@ -157,7 +157,15 @@ def test_all_numbered_files_are_kept_if_told_so(tmp_path):
 
 
 def test_numbered_folders_are_counted_and_other_names_are_left_alone(tmp_path):
-    others = ["a-5-best.gguf", "a-x5.gguf", "ba-5.gguf", "a-5.jsonl", "a-70.gguf", "a-LATEST.gguf"]
+    others = [
+        "a-5-best.gguf",
+        "a-.gguf",
+        "a-x5.gguf",
+        "ba-5.gguf",
+        "a-5.jsonl",
+        "a-70.gguf",
+        "a-LATEST.gguf",
+    ]
     for name in others:
         (tmp_path / name).write_text("another's")
     (tmp_path / "a-7.gguf").mkdir()

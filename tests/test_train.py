@@ -230,6 +230,7 @@ def test_a_learning_rate_far_too_high_is_stopped(tmp_path):
         (TEXT, {"adam_min_alpha": 1.0}, "adam_min_alpha"),
         (TEXT, {"validation": 1.0}, "validation"),
         (TEXT, {"batch": 0}, "train: batch is out of range"),
+        (TEXT, {"keep_checkpoints": -1}, "keep_checkpoints is out of range: got -1"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, text, changes, words):

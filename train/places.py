@@ -126,13 +126,13 @@ class Places:
 
         Higher numbers are another run's.
         """
-        keep, own = self.settings.keep_checkpoints, self._own(path)
-        found = {}
+        keep, own, found = self.settings.keep_checkpoints, self._own(path), {}
         for there in path.parent.iterdir():
             match = own.fullmatch(there.name)
-            number = match[1] if match and match.groups() else ""
-            if there == self.numbered(path, number) != self.latest(path) and int(number) <= step:
-                found[int(number)] = there
+            if match is None or not match.groups() or there == self.latest(path):
+                continue
+            if there == self.numbered(path, match[1]) and int(match[1]) <= step:
+                found[int(match[1])] = there
         return [found[number] for number in sorted(found)[:-keep]] if keep else []
 
     def _own(self, path: Path) -> re.Pattern[str]:

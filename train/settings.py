@@ -144,9 +144,9 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings):
         Raises:
             SettingError: a setting out of range.
         """
-        for name in ("ctx", "batch", "grad_acc"):
+        for name, least in (("ctx", 1), ("batch", 1), ("grad_acc", 1), ("keep_checkpoints", 0)):
             value = getattr(self, name)
-            require("train", name, value, value >= 1, "at least 1")
+            require("train", name, value, value >= least, f"at least {least}")
         if self.patience and not self.validation:
             raise SettingError(
                 f"train: patience: got {self.patience} looks at the validation loss with "
