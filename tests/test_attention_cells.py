@@ -63,8 +63,9 @@ def test_rows_see_what_their_cells_say(seed, half):
 @pytest.mark.parametrize("target", TARGETS)
 def test_other_processors(target, tmp_path_factory):
     """Sums may be rearranged in these kernels; without fused products more can be."""
-    some = [f"{__file__}::test_rows_see_what_their_cells_say[{k}-{k % 2 > 0}]" for k in range(8)]
+    chosen = ("6-False", "13-False", "16-True", "27-True")  # of few types: all is compiled anew
+    some = [f"{__file__}::test_rows_see_what_their_cells_say[{name}]" for name in chosen]
     arguments = ("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *some)
     done = in_process(*arguments, target=target, cache=shared_cache(tmp_path_factory, target))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "8 passed" in done.stdout
+    assert "4 passed" in done.stdout
