@@ -11,7 +11,9 @@ from collections.abc import Callable
 
 from yupana.graphlib.ops import diag_mask_inf, flash_attn, mul_mat, soft_max
 from yupana.graphlib.tensor import Tensor
-from yupana.models.decoder import Attend
+
+# Mixes the values: (layer, q (B, T, H, K), k (B, T, G, K), v (B, T, G, V)) to (B, T, H * V).
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 _HIDDEN = -1e9  # added to a score that shall not count, times the squared distance of segments
 

@@ -7,7 +7,7 @@ matrix is applied, so quantised weights and adapters are looked after here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Protocol
 from weakref import WeakValueDictionary
 
@@ -16,10 +16,9 @@ from yupana.graphlib.dtypes import Dtype
 from yupana.graphlib.errors import SettingError, ShapeError
 from yupana.graphlib.ops import cast, get_rows, mul_mat, reshape
 from yupana.graphlib.tensor import Tensor
+from yupana.models.attend import Attend, attend_before, attend_within
 from yupana.models.lora import Adapter, AttachedAdapter, Beside
-
-# Mixes the values: (layer, q (B, T, H, K), k (B, T, G, K), v (B, T, G, V)) to (B, T, H * V).
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+from yupana.models.loss import vocabulary_loss
 
 
 class Sizes(Protocol):
@@ -103,7 +102,7 @@ class Decoder(ABC):
 
         Args:
             tokens: (B, T) i32; ids outside the vocabulary give NaN.
-            positions: (T,) i32; None: 0, 1, …
+            positions: (T,) or (B, T) i32; None: 0, 1, …
             attend: how tokens see others; None: each sees itself and those before it.
             wanted: (n,) i32, rows of the B·T that are asked for; None: all.
         Returns:
@@ -141,6 +140,32 @@ class Decoder(ABC):
             ShapeError: `tokens` is not (B, T) or T is beyond n_ctx.
         """
         return self.output(self.hidden(tokens))
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        flash: bool = False,
+    ) -> Tensor:
+        """Record the mean cross entropy of the next tokens, in nats.
+
+        Args:
+            tokens, targets: (B, T) i32; a negative target does not count.
+            mask: (B, T) float, the weight of each target; None: all 1.
+            positions: (B, T) or (T,) i32, where each token stands; None: 0, 1, …
+            segments: (B, T) i32, several samples in a row: see `attend_within`.
+            flash: attention in one op, without the matrix of all scores.
+        Returns:
+            () f32.
+        """
+        attend = attend_before(flash) if segments is None else attend_within(segments, flash)
+        hidden = self.hidden(tokens, positions, attend)
+        logits = self.output(hidden.reshape(targets.size, -1))
+        rows = None if mask is None else mask.reshape(-1)
+        return vocabulary_loss(logits, targets.reshape(-1), rows)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """Record x · Wᵀ, with bias and adapters where there are some: (…, inputs) to (…, outputs).

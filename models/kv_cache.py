@@ -10,7 +10,8 @@ from yupana.graphlib.dtypes import dtype_of
 from yupana.graphlib.errors import SettingError
 from yupana.graphlib.ops import flash_attn_cells, set_rows
 from yupana.graphlib.tensor import Tensor
-from yupana.models.decoder import Attend, Sizes
+from yupana.models.attend import Attend
+from yupana.models.decoder import Sizes
 
 CACHE_TYPES = ("f16", "f32", "q8_0")
 

@@ -21,9 +21,8 @@ from yupana.graphlib.dtypes import i32
 from yupana.graphlib.errors import SettingError
 from yupana.graphlib.ops import rms_norm, rope, silu
 from yupana.graphlib.tensor import Tensor
-from yupana.models.attend import attend_before, attend_within
-from yupana.models.decoder import Attend, Decoder, picked
-from yupana.models.loss import vocabulary_loss
+from yupana.models.attend import Attend, attend_before
+from yupana.models.decoder import Decoder, picked
 
 _POSITIVE = ("rms_eps", "rope_base", "rope_scale", "rope_magnitude", "beta_fast", "beta_slow")
 
@@ -227,32 +226,6 @@ class Llama(Decoder):
         """The weights as a file holds them: GGUF name to a view of the values."""
         return {name: weight.data.view(np.float32) for name, weight in self._weights.items()}
 
-    def loss(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        segments: Tensor | None = None,
-        flash: bool = False,
-    ) -> Tensor:
-        """Record the mean cross entropy of the next tokens, in nats.
-
-        Args:
-            tokens, targets: (B, T) i32; a negative target does not count.
-            mask: (B, T) float, the weight of each target; None: all 1.
-            positions: (B, T) or (T,) i32, where each token stands; None: 0, 1, …
-            segments: (B, T) i32, several samples in a row: see `attend_within`.
-            flash: attention in one op, without the matrix of all scores.
-        Returns:
-            () f32.
-        """
-        attend = attend_before(flash) if segments is None else attend_within(segments, flash)
-        hidden = self.hidden(tokens, positions, attend)
-        logits = self.output(hidden.reshape(targets.size, -1))
-        rows = None if mask is None else mask.reshape(-1)
-        return vocabulary_loss(logits, targets.reshape(-1), rows)
-
     def hidden(
         self,
         tokens: Tensor,
@@ -262,7 +235,7 @@ class Llama(Decoder):
     ) -> Tensor:
         """Record everything before the output matrix: (B, T) i32 to (B, T, D), normed.
 
-        See `Decoder.hidden`; positions may also be (B, T).
+        See `Decoder.hidden`.
         """
         c = self.config
         if positions is None:

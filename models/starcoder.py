@@ -16,8 +16,8 @@ from yupana.graphlib.dtypes import i32
 from yupana.graphlib.errors import SettingError
 from yupana.graphlib.ops import gelu, get_rows, index, norm
 from yupana.graphlib.tensor import Tensor
-from yupana.models.attend import attend_before
-from yupana.models.decoder import Attend, Decoder, picked, rounded_to
+from yupana.models.attend import Attend, attend_before
+from yupana.models.decoder import Decoder, picked, rounded_to
 
 
 @dataclass(frozen=True)

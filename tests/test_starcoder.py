@@ -142,3 +142,50 @@ def test_each_fault_of_a_file_has_its_message(tmp_path, entries, arrays, words):
     write_gguf(tmp_path / "m.gguf", starcoder_metadata(config) | entries, tensors)
     with pytest.raises(FileFormatError, match=words):
         load_model(tmp_path / "m.gguf")
+
+
+def test_the_loss_and_its_gradient_are_those_of_the_formula():
+    config = config_of()
+    arrays = {name: array.astype(np.float64) for name, array in arrays_of(config).items()}
+    context = Context()
+    weights = {n: context.param(a.shape, "f64", name=n).set(a) for n, a in arrays.items()}
+    model = StarCoder(config, weights, context)
+    tokens, targets = context.tensor([IDS[:-1]]), context.tensor([IDS[1:]])
+    loss = model.loss(tokens, targets)
+    graph = Graph(loss)
+    grads = graph.backward(loss)
+    graph.compile().run()
+
+    def wanted(name=None, at=0, by=0.0):
+        moved = {n: a.copy() for n, a in arrays.items()}
+        if name:
+            moved[name].flat[at] += by
+        scores = formula(config, moved, IDS[:-1])
+        top = scores.max(-1, keepdims=True)
+        logs = scores - top - np.log(np.exp(scores - top).sum(-1, keepdims=True))
+        return -logs[np.arange(len(IDS) - 1), IDS[1:]].mean()
+
+    assert loss.item() == pytest.approx(wanted(), rel=1e-9)
+    assert {leaf.name for leaf in grads} == set(arrays)
+    for leaf, grad in grads.items():
+        at = leaf.size // 2 if leaf.name != "token_embd.weight" else IDS[0] * config.n_embd
+        slope = (wanted(leaf.name, at, 1e-5) - wanted(leaf.name, at, -1e-5)) / 2e-5
+        assert grad.numpy().flat[at] == pytest.approx(slope, rel=1e-4, abs=1e-9), leaf.name
+
+
+def test_packed_samples_do_not_see_each_other():
+    config = config_of()
+    context = Context()
+    model = StarCoder(config, {n: context.tensor(a) for n, a in arrays_of(config).items()}, context)
+    ids, other = IDS[:5], IDS[5:9]
+
+    def loss(rows, **settings):
+        tokens = context.tensor([rows[:-1]])
+        return model.loss(tokens, context.tensor([rows[1:]]), **settings).item() * (len(rows) - 1)
+
+    places = {"positions": [[*range(5), *range(4)]], "segments": [[1] * 5 + [2] * 4]}
+    targets = context.tensor([[*ids[1:], -1, *other[1:], -1]])
+    packed = model.loss(
+        context.tensor([ids + other]), targets, **{n: context.tensor(v) for n, v in places.items()}
+    )
+    assert packed.item() * 7 == pytest.approx(loss(ids) + loss(other), rel=1e-5)

@@ -16,10 +16,8 @@ from yupana.graphlib.draw import draw_graph, draw_plan, draw_profile, save_trace
 from yupana.graphlib.errors import SettingError
 from yupana.graphlib.graph import Graph
 from yupana.graphlib.profile import Profile, profile
-from yupana.graphlib.tensor import Tensor
 from yupana.models.decoder import Decoder
 from yupana.models.llama import Llama
-from yupana.models.loss import vocabulary_loss
 from yupana.models.sketch import sketch_model
 from yupana.train.lora import TrainedAdapter
 from yupana.train.lora_settings import LoraSettings
@@ -155,7 +153,7 @@ def record_graph(
         adapter = TrainedAdapter(model.weights, lora, no_alloc=context.no_alloc)
         model.attach_part("trained", adapter)
     targets = context.input(shape, "i32", "targets")
-    loss = _loss(model, tokens, targets).named("loss")
+    loss = model.loss(tokens, targets).named("loss")
     ways: dict[str, Checkpoints] = {"none": None, "auto": auto(), "sqrt": "sqrt", "all": "all"}
     checkpoints = ways[checkpointing]
     if what == "step":
@@ -169,10 +167,3 @@ def _model(settings: Settings, what: str, context: Context) -> Decoder:
     if settings.model is None:
         return Llama(settings.config(settings.n_vocab), context)
     return sketch_model(settings.model, what != "forward" and not settings.lora_r, context)
-
-
-def _loss(model: Decoder, tokens: Tensor, targets: Tensor) -> Tensor:
-    if isinstance(model, Llama):
-        return model.loss(tokens, targets)
-    hidden = model.hidden(tokens).reshape(targets.size, -1)
-    return vocabulary_loss(model.output(hidden), targets.reshape(-1))
