@@ -23,6 +23,7 @@ from yupana.models.formats.hub_folder import read_hub_folder
 from yupana.models.formats.identify import identify
 from yupana.models.formats.llama2c import read_llama2c, read_llama2c_words
 from yupana.models.formats.stored import Array, StoredTensor
+from yupana.models.targets import refuse_source
 from yupana.models.tensor_values import dtype_named, encode_rows, parts_of
 from yupana.models.vocabulary_hub import hub_entries
 from yupana.models.vocabulary_words import spm_entries
@@ -42,7 +43,7 @@ def convert(
     Args:
         source: a file of ggml's starcoder or gpt-2 program, a model of llama2.c, an adapter of
             llama.cpp's former finetune (ggla), or a folder of Hugging Face's with a Llama.
-        target: GGUF file to write or replace.
+        target: GGUF file to write or replace; none of those read.
         dtype: of the matrices; "auto" keeps the type they have, as far as GGUF has it. Vectors,
             norms and embeddings of positions are f32 always, as llama.cpp wants them.
         vocabulary: where to take the vocabulary from: a GGUF file, a `tokenizer.bin` of llama2.c,
@@ -52,7 +53,8 @@ def convert(
         What was written, with notes for the user.
 
     Raises:
-        SettingError: another dtype, a source that is GGUF already, or a vocabulary of another size.
+        SettingError: another dtype, a source that is GGUF already, a vocabulary of another size,
+            or a target that is read.
         FileFormatError: the source is damaged, or of a kind that cannot be converted.
         OSError: the system cannot read or write.
     """
@@ -60,6 +62,10 @@ def convert(
         raise SettingError(
             f"convert: dtype: got {dtype!r}, want one of {', '.join(get_args(Dtype))}."
         )
+    read = [Path(source)]
+    if vocabulary is not None and Path(vocabulary).suffix != ".gguf":  # else it is in the new file
+        read.append(Path(vocabulary))
+    refuse_source("convert", read, target)
     conversion = read_conversion(Path(source))
     if vocabulary is not None:
         entries = _vocabulary(Path(vocabulary), conversion)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yupana.graphlib.errors import SettingError
+from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.models.adapter_files import load_adapter
 from yupana.models.decoder import Decoder
 from yupana.models.formats import GgufFile, Metadata, Progress
+from yupana.models.formats.identify import identify
 from yupana.models.loading import load_model
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.session import Session
@@ -25,6 +26,11 @@ from yupana.models.writer import Writer
 
 Adapters = Sequence[str | PathLike[str] | tuple[str | PathLike[str], float]]
 _DEFAULT = Sampling()
+_FORMATS = {
+    "hub": "a folder of Hugging Face's",
+    "llama2c": "a file of llama2.c",
+    "ggml": "a file of ggml's former programs",
+}
 
 
 class LanguageModel:
@@ -190,6 +196,7 @@ def load(
     >>> len("".join(model.generate("Once upon", max_tokens=20))) <= 20
     True
     """
+    _expect_gguf(path)
     file = GgufFile(
         path,
         mmap=mmap,
@@ -203,3 +210,16 @@ def load(
     for entry in adapters:
         model.attach(*(entry if isinstance(entry, tuple) else (entry,)))
     return model
+
+
+def _expect_gguf(path: str | PathLike[str]) -> None:
+    """Raise for a model of another format, which `yupana convert` makes a GGUF file of."""
+    try:
+        kind = identify(path)
+    except FileFormatError:
+        return  # the reader says what is wrong
+    if kind in _FORMATS:
+        raise FileFormatError(
+            f"{path}: not a GGUF file: got {_FORMATS[kind]}, want one. Make it with `yupana "
+            f"convert {path} model.gguf`."
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from yupana.graphlib.errors import SettingError
 from yupana.models.formats import GgufFile, expect
 from yupana.models.lora import Adapter
 from yupana.models.quantize import TensorReport, quantize_model
+from yupana.models.targets import refuse_source
 
 Rows = NDArray[np.float32]
 Sums = NDArray[np.float32] | NDArray[np.float64]
@@ -49,11 +49,8 @@ def merge_adapters(
         SettingError: an adapter that does not fit the model, or target and source are one file.
         FileFormatError, OSError: as `quantize_model`.
     """
-    if Path(target).resolve() == Path(source).resolve():
-        raise SettingError(
-            f"merge: got {target} as model and as file to write, want two. The model would be lost."
-        )
     with GgufFile(source) as file:
+        refuse_source("merge", file.parts, target)
         architecture = expect(file.metadata, "general.architecture", str)
         shapes = {name: info.shape for name, info in file.tensors.items()}
     whole = whole or {}

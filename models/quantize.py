@@ -20,6 +20,7 @@ from yupana.models.formats.gguf_blocks import native
 from yupana.models.formats.gguf_types import TENSOR_TYPE_BY_NAME
 from yupana.models.formats.stored import Array, StoredTensor, tensor_bytes
 from yupana.models.quantize_types import Mixture, file_type_named
+from yupana.models.targets import refuse_source
 from yupana.models.tensor_values import dtype_named, encode_rows, parts_of
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
@@ -88,7 +89,7 @@ def quantize_model(
 
     Args:
         source: GGUF file to read.
-        target: GGUF file to write or replace.
+        target: GGUF file to write or replace; not `source`.
         type_name: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M,
             Q5_K_S, Q5_K_M, Q6_K, F16, BF16 or F32; Q3_K, Q4_K and Q5_K mean the _M of it. None:
             each tensor keeps its type.
@@ -102,7 +103,7 @@ def quantize_model(
         A report per tensor, in the file's order.
 
     Raises:
-        SettingError: no such type, or a source that is quantised already.
+        SettingError: no such type, a source that is quantised already, or that is the target.
         FileFormatError: `source` is no model, or a tensor has values that are not finite.
         OSError: the system cannot read or write.
 
@@ -120,6 +121,7 @@ def quantize_model(
     mixture = None
     file_type = None if type_name is None else file_type_named(type_name)
     with GgufFile(source) as file:
+        refuse_source("quantize", file.parts, target)
         metadata = file.metadata.typed()
         if file_type is not None:
             has_output = "output.weight" in file.tensors

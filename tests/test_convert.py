@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import old_files as old
+from yupana.cli import main
 from yupana.graphlib.context import Context
 from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.graphlib.quants import dequantize, quantize
@@ -234,3 +235,32 @@ def test_an_adapter_with_half_a_pair_is_refused(tmp_path):
         converted(tmp_path, whole[: whole.index(b"w.loraB") - 20])
     with pytest.raises(FileFormatError, match=r"got w.loraA alone, want w.loraB as well"):
         converted(tmp_path, whole.replace(b"w.loraB", b"v.loraB"))
+
+
+def test_what_is_read_is_never_the_target(tmp_path):
+    raw = old.llama2c_file(1, old.llama2c_weights(tied=True))
+    source, words = tmp_path / "old.bin", tmp_path / "tokenizer.bin"
+    source.write_bytes(raw)
+    words.write_bytes(old.tokenizer_bin(as_characters=True))
+    for target in (source, words):
+        with pytest.raises(SettingError, match=f"convert: got {target} as file to read and as"):
+            convert(source, target, vocabulary=words)
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    with pytest.raises(SettingError, match=r"model\.safetensors as file to read and"):
+        convert(folder, folder / "model.safetensors")
+    assert source.read_bytes() == raw
+    convert(source, tmp_path / "new.gguf")
+    convert(source, tmp_path / "new.gguf")  # what was written before is replaced
+
+
+@pytest.mark.parametrize(("kind", "name"), [("ggml", "ggml's former"), ("llama2c", "llama2.c")])
+def test_models_of_other_formats_are_told_what_to_do(tmp_path, capsys, kind, name):
+    weights = old.starcoder_weights() if kind == "ggml" else old.llama2c_weights(tied=True)
+    raw = old.ggml_file(weights) if kind == "ggml" else old.llama2c_file(1, weights)
+    (tmp_path / "old.bin").write_bytes(raw)
+    assert main(["generate", str(tmp_path / "old.bin"), "-p", "a"]) == 1
+    said = capsys.readouterr().err
+    assert f"not a GGUF file: got a file of {name}" in said
+    assert f"Make it with `yupana convert {tmp_path / 'old.bin'} model.gguf`.\n" in said

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.mounts import mounted
 from yupana.graphlib.errors import DtypeError, FileFormatError, ShapeError, YupanaError
 from yupana.models.formats import GgufFile, atomic_write, write_gguf
 from yupana.models.formats.gguf_types import TENSOR_TYPES
@@ -218,6 +219,20 @@ def test_a_write_keeps_permissions_and_follows_links(tmp_path):
     assert link.is_symlink()
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_errors_name_the_file_that_was_to_be_written(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        write_gguf(tmp_path / "nowhere" / "m.gguf", {}, {})
+    assert error.value.filename == str(tmp_path / "nowhere" / "m.gguf")
+    with pytest.raises(IsADirectoryError) as error:
+        write_gguf(tmp_path, {}, {})
+    assert error.value.filename == str(tmp_path)
+    with mounted(tmp_path / "small", "size=64k") as small:
+        with pytest.raises(OSError, match="No space left") as error:
+            write_gguf(small / "m.gguf", {}, {"w": np.zeros(1 << 16, np.float32)})
+        assert error.value.filename == str(small / "m.gguf")
+        assert not list(small.iterdir())
 
 
 def test_writer_takes_odd_arrays(tmp_path):

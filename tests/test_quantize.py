@@ -155,3 +155,14 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
         return found
 
     assert peak(3000) < 1.2 * peak(600)  # 49 and 10 MB of tensor
+
+
+def test_the_source_is_never_the_target(tmp_path, model):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(model.read_bytes())
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "second").hardlink_to(path)
+    for target in (path, tmp_path / "link", tmp_path / "second"):
+        with pytest.raises(SettingError, match="as file to read and as file to write, want two"):
+            quantize_model(path, target, "Q8_0")
+    assert path.read_bytes() == model.read_bytes()

@@ -1,6 +1,7 @@
 """Writing GGUF version 3: streamed to a temporary file, synced, then renamed over the old one."""
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -34,6 +35,7 @@ Maker: TypeAlias = Callable[[], Bytes | Iterator[Bytes]]
 Tensor: TypeAlias = Array | tuple[str, Sequence[int], Bytes | Maker]
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK_BYTES = 1 << 24  # copied at a time where an array is not contiguous
 
 
@@ -103,6 +105,7 @@ def atomic_write(path: str | PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     temporary = temporary_path(target)
     with contextlib.ExitStack() as undo:
+        undo.enter_context(_named(path, temporary))
         with temporary.open("xb") as file:
             undo.callback(temporary.unlink, missing_ok=True)
             if target.is_file():
@@ -114,6 +117,17 @@ def atomic_write(path: str | PathLike[str]) -> Iterator[BinaryIO]:
         temporary.replace(target)
         undo.pop_all()
     _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _named(path: str | PathLike[str], temporary: Path) -> Iterator[None]:
+    """Errors name the file that was to be written, which the user knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == str(temporary) or (error.filename is None and error.errno in _NO_ROOM):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def temporary_path(target: Path) -> Path:

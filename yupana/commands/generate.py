@@ -45,7 +45,6 @@ def run(settings: Settings) -> int:
         write(s, model, writer, cache, prompt)
         cache.save_all()
     except KeyboardInterrupt:
-        print(flush=True)
         return 130
     finally:
         if s.perf:
@@ -79,4 +78,4 @@ def write(s: Settings, model: LanguageModel, writer: Writer, cache: CacheFile, p
             left -= 1
     finally:
         screen.finish()
-    print(flush=True)
+        print(flush=True)  # so that an error begins a line, too
