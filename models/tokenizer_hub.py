@@ -67,8 +67,8 @@ class HubTokenizer(Tokenizer):
         return ids
 
     def _piece(self, token: str, kind: int) -> bytes:
-        if kind == TokenType.USER_DEFINED:
-            return token.encode()
+        if kind == TokenType.USER_DEFINED and self._spelled:
+            return token.encode()  # not spelled: it never was
         if self._has_bytes and len(token) == 6 and token.startswith("<0x"):
             return bytes([int(token[3:5], 16)])
         if self._spelled:
@@ -89,9 +89,10 @@ def read_hub_tokenizer(path: Path) -> HubTokenizer:
     engine = _engine(path, spec)
     ids = engine.get_vocab(with_added_tokens=True)
     types = [int(TokenType.NORMAL)] * (max(ids.values(), default=-1) + 1)
+    tokens = [engine.id_to_token(k) or "" for k in range(len(types))]
     for k, added in engine.get_added_tokens_decoder().items():
         types[k] = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
-    tokens = [engine.id_to_token(k) or "" for k in range(len(types))]
+        tokens[k] = added.content  # not as it is normalised: ends of turns are known by it
     types = adjust_types(tokens, types)
     special, ends = _special(path.parent, ids)
     return HubTokenizer(engine, spec, types, special, ends | end_tokens(tokens, types, special))

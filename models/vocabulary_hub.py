@@ -79,9 +79,13 @@ def hub_entries(folder: Path, n_vocab: int) -> tuple[dict[str, Any], list[str]]:
 def _common(tokenizer: Tokenizer, engine: Engine, n_vocab: int) -> dict[str, Any]:
     tokens = [f"[PAD{k}]" for k in range(n_vocab)]
     types = [int(TokenType.UNUSED)] * n_vocab
+    # As they stand in texts, where llama.cpp looks for them; not as the tokenizer normalises them.
+    added = {k: token.content for k, token in engine.get_added_tokens_decoder().items()}
     for k, token in enumerate(tokenizer.tokens):
         if engine.id_to_token(k) is not None:
-            tokens[k], types[k] = token, tokenizer.types[k]
+            tokens[k], types[k] = added.get(k, token), tokenizer.types[k]
+            if types[k] == TokenType.USER_DEFINED:
+                tokens[k] = tokens[k].replace("\u2581", " ")
     entries: dict[str, Any] = {
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": np.array(types, np.int32),
@@ -108,7 +112,7 @@ def _spm(
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, rank)
     types = entries["tokenizer.ggml.token_type"].copy()
-    for k, token in enumerate(tokenizer.tokens):
+    for k, token in enumerate(entries["tokenizer.ggml.tokens"][: len(tokenizer)]):
         scores[k] = -ranks.get(token, 0)
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             types[k] = TokenType.BYTE

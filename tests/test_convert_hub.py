@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from tests import hub_models as hub
 from yupana.graphlib.context import Context
@@ -155,6 +156,26 @@ def test_tokenizers_of_sentencepiece_keep_their_ids(tmp_path):
     for text in ("the llama", "lllamaa them, themal.", "ñ the\n", "malt all alamal", ""):
         assert ours.encode(text) == tokenizer.encode(text).ids
     assert ours.decode(ours.encode("a ñ llama")) == "a ñ llama"
+
+
+def test_added_words_keep_their_spelling(tmp_path):
+    """Words that the tokenizer normalises, as it does unless told, stand in texts as they are."""
+    tokenizer = hub.sentencepiece_tokenizer()
+    tokenizer.add_tokens(["<|im_end|>", "llama's", AddedToken("  end", normalized=False)])
+    c = hub.config(tokenizer.get_vocab_size())
+    path, _ = converted(tmp_path, c, hub.weights(c), tokenizer)
+    ours, there = load_tokenizer(path), load_tokenizer(tmp_path / "hub" / "tokenizer.json")
+    first = len(ours) - 3
+    assert ours.tokens[first:] == ["<|im_end|>", "llama's", "  end"]
+    assert [*ours.types[first:]] == [3, 4, 4]
+    assert first in ours.ends
+    assert first in there.ends
+    text = "the llama's  end<|im_end|>"
+    assert ours.encode(text, add_special=False)[-3:] == [first + 1, first + 2, first]
+    assert ours.decode(ours.encode(text)) == "the llama's  end"
+    assert there.encode(text) == tokenizer.encode(text).ids
+    want = tokenizer.decode(there.encode("the llama's lama"), skip_special_tokens=False)
+    assert there.decode(there.encode("the llama's lama")) == want.removeprefix("<s> ")
 
 
 def test_a_pair_that_is_no_merge_is_told(tmp_path):
