@@ -1,15 +1,15 @@
 """What a model file holds, whatever its format: entries, tensors, and totals."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yupana.models.formats import GgufFile, TensorInfo
+from yupana.models.formats import GgufFile
 from yupana.models.formats.ggla import read_ggla
 from yupana.models.formats.ggml_container import read_ggml
 from yupana.models.formats.hub_folder import read_hub_folder
@@ -17,8 +17,6 @@ from yupana.models.formats.identify import identify
 from yupana.models.formats.llama2c import read_llama2c
 from yupana.models.formats.safetensors_file import read_safetensors
 from yupana.models.formats.stored import StoredTensor
-
-_SHOWN = 8  # elements of a list
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +30,19 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class TensorSummary:
-    """One tensor, as the file calls it; its shape in NumPy's order."""
+    """One tensor, as the file calls it; its shape in NumPy's order.
+
+    Attributes:
+        offset: of its first byte in the file, where the format says so.
+        part: name of that file, of a model in several.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     nbytes: int
+    offset: int | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Summary:
         holds: "model", "adapter", "checkpoint", "vocabulary" or "tensors".
         entries: what is said beside the tensors; lists as `Listed`.
         tensors: in the file's order.
+        entry_types: of GGUF's entries, as "UINT32" or "ARRAY[STRING]".
     """
 
     path: Path
@@ -56,6 +62,7 @@ class Summary:
     holds: str
     entries: dict[str, Any]
     tensors: list[TensorSummary]
+    entry_types: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_elements(self) -> int:
@@ -73,8 +80,12 @@ class Summary:
         return dict(Counter(tensor.type for tensor in self.tensors).most_common())
 
 
-def inspect_file(path: str | PathLike[str]) -> Summary:
+def inspect_file(path: str | PathLike[str], n_shown: int | None = 8) -> Summary:
     """Say what is in a file of GGUF, ggml, ggla, llama2.c or safetensors, or in a hub's folder.
+
+    Args:
+        path: file or folder.
+        n_shown: elements of a list that are given; None: all.
 
     Raises:
         FileFormatError: it is of none of these kinds, or damaged.
@@ -91,11 +102,11 @@ def inspect_file(path: str | PathLike[str]) -> Summary:
     path = Path(path)
     kind = identify(path)
     if kind == "gguf":
-        return _gguf(path)
+        return _gguf(path, n_shown)
     if kind == "ggml":
         old = read_ggml(path)
         words = Listed(
-            "bytes", len(old.words), [w.decode("utf-8", "replace") for w in old.words[:_SHOWN]]
+            "bytes", len(old.words), [w.decode("utf-8", "replace") for w in old.words[:n_shown]]
         )
         said = {**old.sizes, "file type": old.file_type, "tokens": words}
         return Summary(path, "ggml (gpt-2, starcoder)", "model", said, _tensors(old.tensors))
@@ -111,7 +122,7 @@ def inspect_file(path: str | PathLike[str]) -> Summary:
         return Summary(path, name, "model", sizes, _tensors(model.tensors))
     if kind == "hub":
         folder = read_hub_folder(path)
-        config = {key: _entry(value) for key, value in folder.config.items()}
+        config = {key: _entry(value, n_shown) for key, value in folder.config.items()}
         return Summary(path, "Hugging Face folder", "model", config, _tensors(folder.tensors))
     weights = read_safetensors(path)
     return Summary(
@@ -119,20 +130,30 @@ def inspect_file(path: str | PathLike[str]) -> Summary:
     )
 
 
-def _gguf(path: Path) -> Summary:
+def _gguf(path: Path, n_shown: int | None) -> Summary:
     with GgufFile(path) as file:
         m = file.metadata
         entries: dict[str, Any] = {}
         for key in m:
             kind = m.type_name(key)
             if kind.startswith("ARRAY"):
-                entries[key] = Listed(kind[6:-1].lower(), m.length(key), _first(m[key]))
+                entries[key] = Listed(kind[6:-1].lower(), m.length(key), _first(m[key], n_shown))
             else:
                 entries[key] = m[key]
         name = f"GGUF version {file.version}, {file.byte_order}-endian"
-        return Summary(
-            path, name, _holds(entries, len(file.tensors)), entries, _tensors(file.tensors)
-        )
+        tensors = [
+            TensorSummary(
+                t.name,
+                t.shape,
+                t.type,
+                t.nbytes,
+                t.offset,
+                t.path.name if len(file.parts) > 1 else None,
+            )
+            for t in file.tensors.values()
+        ]
+        types = {key: m.type_name(key) for key in m}
+        return Summary(path, name, _holds(entries, len(tensors)), entries, tensors, types)
 
 
 def _holds(entries: Mapping[str, Any], n_tensors: int) -> str:
@@ -147,19 +168,18 @@ def _holds(entries: Mapping[str, Any], n_tensors: int) -> str:
     return "model"
 
 
-def _tensors(tensors: Mapping[str, TensorInfo] | Mapping[str, StoredTensor]) -> list[TensorSummary]:
-    every: Iterable[TensorInfo | StoredTensor] = tensors.values()
-    return [TensorSummary(t.name, t.shape, t.type, t.nbytes) for t in every]
+def _tensors(tensors: Mapping[str, StoredTensor]) -> list[TensorSummary]:
+    return [TensorSummary(t.name, t.shape, t.type, t.nbytes) for t in tensors.values()]
 
 
-def _entry(value: Any) -> Any:
+def _entry(value: Any, n_shown: int | None) -> Any:
     """A value of JSON, with lists cut short."""
     if isinstance(value, list):
         kinds = sorted({type(v).__name__ for v in value})
-        return Listed(" or ".join(kinds) or "nothing", len(value), value[:_SHOWN])
+        return Listed(" or ".join(kinds) or "nothing", len(value), value[:n_shown])
     return value
 
 
-def _first(values: Any) -> list[Any]:
-    first = values[:_SHOWN]
+def _first(values: Any, n_shown: int | None) -> list[Any]:
+    first = values[:n_shown]
     return list(first.tolist() if isinstance(first, np.ndarray) else first)

@@ -9,7 +9,8 @@ import pytest
 from tests import hub_models as hub
 from tests import old_files as old
 from tests.command_line import call
-from yupana.models.formats import write_gguf
+from tests.test_gguf_split import write_parts
+from yupana.models.formats import GgufFile, write_gguf
 from yupana.models.inspect import Listed, inspect_file
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -40,8 +41,34 @@ def test_gguf_is_shown_as_a_table_and_as_json(tmp_path, capsys):
         "kind": "string", "length": 10, "first": [*"abcdefgh"],
     }  # fmt: skip
     assert found["entries"]["bad"] == "nan"
-    assert found["tensors"][0] == {"name": "w", "shape": [2, 3], "type": "F32", "nbytes": 24}
+    w = {"name": "w", "shape": [2, 3], "type": "F32", "nbytes": 24}
+    assert found["tensors"][0] == w | {"offset": GgufFile(path).tensors["w"].offset}
+    assert found["entry_types"]["llama.rope.freq_base"] == "FLOAT32"
+    assert found["entry_types"]["n"] == "ARRAY[INT32]"
     assert (found["elements"], found["bytes"], found["types"]) == (38, 58, {"F32": 1, "Q8_0": 1})
+
+
+def test_lists_are_shown_in_full_where_asked(tmp_path, capsys):
+    path, words = tmp_path / "m.gguf", [f"w{k}" for k in range(50)]
+    write_gguf(path, {"tokenizer.ggml.tokens": words, "n": np.arange(50, dtype=np.int32)}, {})
+    code, out, _ = call(capsys, "inspect", path, "--json", "--arrays")
+    entries = json.loads(out)["entries"]
+    assert (code, entries["tokenizer.ggml.tokens"]["first"]) == (0, words)
+    assert entries["n"] == {"kind": "int32", "length": 50, "first": [*range(50)]}
+    code, _, err = call(capsys, "inspect", path, "--arrays")
+    assert (code, err) == (2, "yupana: inspect: got --arrays alone, want --json with it.\n")
+
+
+def test_tensors_of_a_model_in_parts_say_which(tmp_path):
+    write_parts(tmp_path)
+    tensors = inspect_file(next(tmp_path.glob("*-00001-of-*"))).tensors
+    assert {t.part for t in tensors} == {
+        f"model-{k:05}-of-00003.gguf"
+        for k in (1, 3)  # the second holds none
+    }
+    for t in tensors:
+        raw = (tmp_path / t.part).read_bytes()[t.offset : t.offset + t.nbytes]
+        assert raw == GgufFile(tmp_path / t.part).tensors[t.name].raw.tobytes()
 
 
 def test_other_formats_are_shown(tmp_path):

@@ -14,6 +14,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from yupana.graphlib.draw.text import format_bytes
+from yupana.graphlib.errors import SettingError
 from yupana.models.inspect import Listed, Summary, inspect_file
 
 _LONGEST = 72  # letters of a value in the table
@@ -27,11 +28,15 @@ class Settings:
     path: Positional[Path]
     # Print JSON instead of tables.
     json: bool = False
+    # Print lists in full, in JSON: all words of a vocabulary, say.
+    arrays: bool = False
 
 
 def run(settings: Settings) -> int:
     """Print the summary; returns the exit code."""
-    summary = inspect_file(settings.path)
+    if settings.arrays and not settings.json:
+        raise SettingError("inspect: got --arrays alone, want --json with it.")
+    summary = inspect_file(settings.path, None if settings.arrays else 8)
     if settings.json:
         print(json.dumps(describe(summary), indent=1, ensure_ascii=True))
         return 0
@@ -61,7 +66,11 @@ def describe(summary: Summary) -> dict[str, Any]:
         "format": summary.format,
         "holds": summary.holds,
         "entries": values,
-        "tensors": [asdict(tensor) for tensor in summary.tensors],
+        **({"entry_types": summary.entry_types} if summary.entry_types else {}),
+        "tensors": [
+            {key: value for key, value in asdict(tensor).items() if value is not None}
+            for tensor in summary.tensors
+        ],
         "types": summary.types,
         "elements": summary.n_elements,
         "bytes": summary.nbytes,
