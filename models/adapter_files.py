@@ -1,4 +1,4 @@
-"""LoRA adapters read from files: GGUF as llama.cpp takes it, ggla of its former finetune, PEFT."""
+"""LoRA adapters read: GGUF as llama.cpp takes it, ggla of its former finetune, PEFT, MLX."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from yupana.graphlib.context import Context
 from yupana.graphlib.errors import FileFormatError, SettingError
+from yupana.models.adapter_mlx import TENSORS as MLX_TENSORS
+from yupana.models.adapter_mlx import load_mlx
 from yupana.models.adapter_peft import load_peft
 from yupana.models.convert_ggla import convert_ggla
 from yupana.models.decoder import Sizes
@@ -23,12 +25,12 @@ _A, _B = ".lora_a", ".lora_b"
 
 
 def load_adapter(path: str | PathLike[str], sizes: Sizes | None = None) -> Adapter:
-    """The adapter in a file, or in a folder of PEFT; its name is the path.
+    """The adapter in a file, or in a folder of PEFT or MLX; its name is the path.
 
     Whole norms, which some GGUF adapters hold beside the pairs, are left out, as llama.cpp does.
 
     Args:
-        sizes: of the model it is for, which a folder of PEFT is read by.
+        sizes: of the model it is for, which a folder is read by.
     Raises:
         FileFormatError: the file holds no adapter, or a tensor that belongs to none.
         SettingError: a folder without `sizes`.
@@ -37,8 +39,8 @@ def load_adapter(path: str | PathLike[str], sizes: Sizes | None = None) -> Adapt
     path = Path(path)
     if path.is_dir():
         if sizes is None:
-            raise SettingError(f"load_adapter: {path}: got a folder of PEFT, want `sizes` with it.")
-        return load_peft(path, sizes)
+            raise SettingError(f"load_adapter: {path}: got a folder, want `sizes` with it.")
+        return load_mlx(path, sizes) if (path / MLX_TENSORS).is_file() else load_peft(path, sizes)
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == GGLA_MAGIC.to_bytes(4, "little"):

@@ -1,8 +1,4 @@
-"""Adapters as folders of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
-
-Names are those of Llama in Hugging Face's transformers, whose heads rotate element i with element
-i + K/2 where ggml rotates 2i with 2i + 1: rows of B of queries and keys change their order.
-"""
+"""Adapters as folders of PEFT: `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -21,23 +17,30 @@ import numpy as np
 from safetensors.numpy import save
 
 from yupana.graphlib.errors import FileFormatError, SettingError
-from yupana.models.convert_hub import LAYER_NAMES
+from yupana.models.adapter_hub import (
+    CONFIG,
+    adapter_of,
+    in_halves,
+    in_neighbours,
+    module_of,
+    pair_of,
+    read_parts,
+    weight_of,
+)
 from yupana.models.decoder import Sizes
 from yupana.models.formats.gguf_writer import atomic_write, temporary_path
 from yupana.models.formats.hub_folder import read_json
-from yupana.models.formats.safetensors_file import read_safetensors
-from yupana.models.formats.stored import StoredTensor
-from yupana.models.lora import EMBEDDING, Adapter, Floats
-from yupana.models.tensor_values import parts_of
+from yupana.models.lora import EMBEDDING, Adapter
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+TENSORS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_MODULES = {"token_embd": "model.embed_tokens", "output": "lm_head"}
 _COPY = ".base_layer.weight"  # of the model's own embedding, which PEFT saves along
+_NAMES = ("lora_A", "lora_B")
+_EMBEDDING_NAMES = ("lora_embedding_A", "lora_embedding_B")
+_LENGTHS = "lora_magnitude_vector"
 _PARTS = re.compile(
     r"(?:base_model\.model\.)?(.+)\."
-    r"(lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
-    r"(?:\.weight)?"
+    rf"({'|'.join((*_NAMES, *_EMBEDDING_NAMES, _LENGTHS))})(?:\.weight)?"
 )
 
 
@@ -73,7 +76,7 @@ def save_peft(path: str | PathLike[str], adapter: Adapter, sizes: Sizes, base: s
         )
     tensors, ranks, alphas = {}, {}, {}
     for weight, (a, b) in adapter.pairs.items():
-        module = _module(weight)
+        module = module_of(weight)
         ranks[module] = adapter.rank_of(weight)
         alphas[module] = adapter.scale_of(weight) * ranks[module]
         key = _PREFIX + module
@@ -82,10 +85,10 @@ def save_peft(path: str | PathLike[str], adapter: Adapter, sizes: Sizes, base: s
             tensors[f"{key}.lora_embedding_B"] = np.ascontiguousarray(a.T)
             continue
         tensors[f"{key}.lora_A.weight"] = np.ascontiguousarray(a)
-        tensors[f"{key}.lora_B.weight"] = _halves(b, weight, sizes)
+        tensors[f"{key}.lora_B.weight"] = in_halves(b, weight, sizes)
         if weight in adapter.magnitudes:
-            lengths = _halves(adapter.magnitudes[weight], weight, sizes)
-            tensors[f"{key}.lora_magnitude_vector"] = lengths
+            lengths = in_halves(adapter.magnitudes[weight], weight, sizes)
+            tensors[f"{key}.{_LENGTHS}"] = lengths
     config = _config(ranks, alphas, bool(adapter.magnitudes), base)
     with _folder(Path(path)) as folder:
         with atomic_write(folder / TENSORS) as file:
@@ -146,34 +149,22 @@ def load_peft(path: str | PathLike[str], sizes: Sizes) -> Adapter:
     folder = Path(path)
     config = read_json(folder / CONFIG)
     _check_config(folder / CONFIG, config)
-    found: dict[str, dict[str, Floats]] = {}
-    for name, tensor in read_safetensors(folder / TENSORS).tensors.items():
-        if name.endswith(_COPY):
-            continue
-        parts = _PARTS.fullmatch(name)
-        if parts is None:
-            raise FileFormatError(
-                f"{folder / TENSORS}: got tensor {name!r}, want pairs lora_A, lora_B. Whole "
-                "modules (modules_to_save) and biases cannot be taken over: merge the adapter."
-            )
-        kind = parts[2].removesuffix(".weight")
-        found.setdefault(parts[1], {})[kind] = _values(tensor)
-    pairs, magnitudes = {}, {}
-    for module, values in found.items():
-        weight = _weight(folder / TENSORS, module)
-        a, b = _pair(folder / TENSORS, module, values, weight, sizes)
-        pairs[weight] = a, b * np.float32(_scale(config, module, len(a)))
-        if "lora_magnitude_vector" in values:
-            if weight == EMBEDDING:
+    file = folder / TENSORS
+    pairs, scales, magnitudes = {}, {}, {}
+    for module, parts in read_parts(file, _PARTS, _COPY).items():
+        weight = weight_of(file, module)
+        is_embedding = weight == EMBEDDING
+        names = _EMBEDDING_NAMES if is_embedding else _NAMES
+        pairs[weight] = pair_of(file, module, parts, names, sizes)
+        scales[weight] = _scale(config, module, len(pairs[weight][0]))
+        if _LENGTHS in parts:
+            if is_embedding:
                 raise FileFormatError(
-                    f"{folder / TENSORS}: {module}: got lengths of columns (DoRA of an embedding), "
-                    "want them of rows. Merge the adapter with PEFT, and convert the model."
+                    f"{file}: {module}: got lengths of columns (DoRA of an embedding), want them "
+                    "of rows. Merge the adapter with PEFT, and convert the model."
                 )
-            magnitudes[weight] = _neighbours(values["lora_magnitude_vector"], weight, sizes)
-    try:
-        return Adapter(str(path), pairs, magnitudes=magnitudes)
-    except SettingError as e:
-        raise FileFormatError(f"{folder / TENSORS}: {e}") from None
+            magnitudes[weight] = in_neighbours(parts[_LENGTHS], weight, sizes)
+    return adapter_of(str(path), file, pairs, scales, magnitudes)
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -195,68 +186,3 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
             alpha = float(value)
             break
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _pair(
-    path: Path, module: str, values: Mapping[str, Floats], weight: str, sizes: Sizes
-) -> tuple[Floats, Floats]:
-    names = (
-        ("lora_embedding_A", "lora_embedding_B") if weight == EMBEDDING else ("lora_A", "lora_B")
-    )
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise FileFormatError(f"{path}: {module}: got {[*values]}, want {missing[0]} as well.")
-    first, second = (values[name] for name in names)
-    if weight == EMBEDDING:
-        return np.ascontiguousarray(second.T), np.ascontiguousarray(first.T)
-    return first, _neighbours(second, weight, sizes)
-
-
-def _module(weight: str) -> str:
-    name = weight.removesuffix(".weight")
-    if name in _MODULES:
-        return _MODULES[name]
-    block, _, part = name.removeprefix("blk.").partition(".")
-    modules = {ours: theirs for theirs, ours in LAYER_NAMES.items()}
-    if "norm" in name or part not in modules:
-        raise SettingError(
-            f"save_peft: got a pair beside {weight}, want matrices: PEFT has no pairs of norms. "
-            "Write a GGUF, or merge the adapter with `yupana export-lora`."
-        )
-    return f"model.layers.{block}.{modules[part]}"
-
-
-def _weight(path: Path, module: str) -> str:
-    for ours, theirs in _MODULES.items():
-        if module == theirs:
-            return f"{ours}.weight"
-    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
-    if found is None or found[2] not in LAYER_NAMES:
-        raise FileFormatError(f"{path}: got module {module!r}, want those of a Llama.")
-    return f"blk.{int(found[1])}.{LAYER_NAMES[found[2]]}.weight"
-
-
-def _heads(weight: str, sizes: Sizes) -> int:
-    """Heads whose rows are rotated; 0: none."""
-    return {"attn_q": sizes.n_head, "attn_k": sizes.n_head_kv}.get(weight.split(".")[-2], 0)
-
-
-def _halves(rows: Floats, weight: str, sizes: Sizes) -> Floats:
-    """Rows in the order of Hugging Face."""
-    if not (heads := _heads(weight, sizes)):
-        return np.ascontiguousarray(rows)
-    pairs = rows.reshape(heads, sizes.head_width // 2, 2, *rows.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
-
-
-def _neighbours(rows: Floats, weight: str, sizes: Sizes) -> Floats:
-    """Rows in the order of ggml."""
-    heads = _heads(weight, sizes)
-    if not heads or len(rows) != heads * sizes.head_width:  # the wrong shape is told of later
-        return rows
-    halves = rows.reshape(heads, 2, sizes.head_width // 2, *rows.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
-
-
-def _values(tensor: StoredTensor) -> Floats:
-    return np.concatenate([values for _, values in parts_of(tensor)]).reshape(tensor.shape)

@@ -1,17 +1,54 @@
-"""Writing adapters: as GGUF for llama.cpp, and as ggla for its former programs."""
+"""Writing adapters: as GGUF for llama.cpp, as ggla for its former programs, as PEFT folders."""
 
 from __future__ import annotations
 
 import struct
 from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from yupana.graphlib.errors import SettingError
+from yupana.models.adapter_peft import save_peft
+from yupana.models.decoder import Sizes
 from yupana.models.formats import write_gguf
 from yupana.models.formats.ggla import ALIGNMENT, GGLA_MAGIC, VERSION
 from yupana.models.formats.gguf_writer import atomic_write
 from yupana.models.lora import EMBEDDING, Adapter, Floats
+
+Form = Literal["gguf", "ggla", "peft"]
+
+
+def form_named(path: Path) -> Form:
+    """What an adapter is written as under a name: `.bin` is ggla, no ending a folder of PEFT.
+
+    >>> [form_named(Path(name)) for name in ("a.gguf", "a.bin", "a")]
+    ['gguf', 'ggla', 'peft']
+    """
+    if path.is_dir() or not path.suffix:
+        return "peft"
+    return "ggla" if path.suffix == ".bin" else "gguf"
+
+
+def save_as_named(path: Path, adapter: Adapter, sizes: Sizes | None, base: str = "") -> None:
+    """Write an adapter in the form that `form_named` says.
+
+    Args:
+        sizes, base: see `save_peft`; other forms need neither.
+    Raises:
+        SettingError: the form has no place for what the adapter holds, or `sizes` is missing.
+        OSError: the system cannot write.
+    """
+    form = form_named(path)
+    if form == "ggla":
+        save_ggla(path, adapter)
+    elif form == "gguf":
+        save_adapter(path, adapter)
+    elif sizes is None:
+        raise SettingError(f"{path}: got no sizes of the model, want them for a folder of PEFT.")
+    else:
+        save_peft(path, adapter, sizes, base)
 
 
 def save_adapter(path: str | PathLike[str], adapter: Adapter) -> None:
@@ -29,6 +66,15 @@ def save_adapter(path: str | PathLike[str], adapter: Adapter) -> None:
     >>> load_adapter(path).scale_of("blk.0.attn_q.weight")
     2.0
     """
+    write_gguf(path, *gguf_adapter(adapter))
+
+
+def gguf_adapter(adapter: Adapter) -> tuple[dict[str, Any], dict[str, Floats]]:
+    """Entries and tensors of an adapter in GGUF.
+
+    Raises:
+        SettingError: see `save_adapter`.
+    """
     _refuse_magnitudes(adapter, "GGUF adapter")
     metadata = {
         "general.type": "adapter",
@@ -44,7 +90,7 @@ def save_adapter(path: str | PathLike[str], adapter: Adapter) -> None:
         first, second = (b, a.T) if name == EMBEDDING else (a, b)
         tensors[f"{name}.lora_a"] = np.ascontiguousarray(first)
         tensors[f"{name}.lora_b"] = np.ascontiguousarray(second)
-    write_gguf(path, metadata, tensors)
+    return metadata, tensors
 
 
 def save_ggla(path: str | PathLike[str], adapter: Adapter) -> None:

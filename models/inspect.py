@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from yupana.models import adapter_mlx, adapter_peft
+from yupana.models.adapter_hub import CONFIG
 from yupana.models.formats import GgufFile
 from yupana.models.formats.ggla import read_ggla
 from yupana.models.formats.ggml_container import read_ggml
-from yupana.models.formats.hub_folder import read_hub_folder
+from yupana.models.formats.hub_folder import read_hub_folder, read_json
 from yupana.models.formats.identify import identify
 from yupana.models.formats.llama2c import read_llama2c
 from yupana.models.formats.safetensors_file import read_safetensors
 from yupana.models.formats.stored import StoredTensor
+
+# Kind to what it is called, and its file of tensors.
+_ADAPTERS = {
+    "peft": ("PEFT folder", adapter_peft.TENSORS),
+    "mlx": ("MLX adapter folder", adapter_mlx.TENSORS),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,9 @@ class Summary:
 
 
 def inspect_file(path: str | PathLike[str], n_shown: int | None = 8) -> Summary:
-    """Say what is in a file of GGUF, ggml, ggla, llama2.c or safetensors, or in a hub's folder.
+    """Say what is in a file of GGUF, ggml, ggla, llama2.c or safetensors, or in a folder.
+
+    Folders are those of Hugging Face's models, and of adapters of PEFT and MLX.
 
     Args:
         path: file or folder.
@@ -124,10 +134,17 @@ def inspect_file(path: str | PathLike[str], n_shown: int | None = 8) -> Summary:
         folder = read_hub_folder(path)
         config = {key: _entry(value, n_shown) for key, value in folder.config.items()}
         return Summary(path, "Hugging Face folder", "model", config, _tensors(folder.tensors))
+    if kind in ("peft", "mlx"):
+        return _adapter_folder(path, *_ADAPTERS[kind], n_shown)
     weights = read_safetensors(path)
     return Summary(
         path, "safetensors", "tensors", dict(weights.metadata), _tensors(weights.tensors)
     )
+
+
+def _adapter_folder(path: Path, name: str, tensors: str, n_shown: int | None) -> Summary:
+    said = {key: _entry(value, n_shown) for key, value in read_json(path / CONFIG).items()}
+    return Summary(path, name, "adapter", said, _tensors(read_safetensors(path / tensors).tensors))
 
 
 def _gguf(path: Path, n_shown: int | None) -> Summary:

@@ -13,8 +13,7 @@ import numpy as np
 from yupana.graphlib.context import Context
 from yupana.graphlib.errors import SettingError
 from yupana.graphlib.tensor import Tensor
-from yupana.models.adapter_peft import save_peft
-from yupana.models.adapter_save import save_adapter, save_ggla
+from yupana.models.adapter_save import save_as_named
 from yupana.models.chat_template import ChatTemplate, special_words
 from yupana.models.formats import GgufFile, expect
 from yupana.models.llama import Llama, LlamaConfig
@@ -278,10 +277,4 @@ def _template(settings: FinetuneSettings, file: GgufFile, tokenizer: Tokenizer) 
 def _save_adapter(
     adapter: TrainedAdapter, sizes: LlamaConfig, base: Path, path: Path, history: History
 ) -> None:
-    learned = adapter.adapter(path.stem)
-    if path.suffix == ".bin":
-        save_ggla(path, learned)
-    elif path.suffix:
-        save_adapter(path, learned)
-    else:
-        save_peft(path, learned, sizes, str(base))
+    save_as_named(path, adapter.adapter(path.stem), sizes, str(base))

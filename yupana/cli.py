@@ -21,7 +21,7 @@ PROGRAMS = {
     "generate": "let a model continue a text",
     "chat": "talk with a model, or write a text with it in turns",
     "perplexity": "how well a model foresees a text",
-    "convert": "write a model of another format as GGUF",
+    "convert": "write a model of another format as GGUF, or an adapter in another form",
     "quantize": "make a model file smaller, and say what each tensor lost",
     "export-lora": "work LoRA adapters into a model's weights",
     "inspect": "what is in a model file: entries, tensors, types",

@@ -13,12 +13,18 @@ from yupana.models.formats.gguf_cursor import shown
 from yupana.models.formats.gguf_types import MAGIC
 from yupana.models.formats.llama2c import LLAMA2C_MAGIC
 
-Kind = Literal["gguf", "ggml", "ggla", "llama2c", "safetensors", "hub"]
+Kind = Literal["gguf", "ggml", "ggla", "llama2c", "safetensors", "hub", "peft", "mlx"]
 _MAGICS: dict[int, Kind] = {
     int.from_bytes(MAGIC, "little"): "gguf",
     GGML_MAGIC: "ggml",
     GGLA_MAGIC: "ggla",
     LLAMA2C_MAGIC: "llama2c",
+}
+# What tells a folder; that of an adapter may have the model's config.json along.
+_FOLDERS: dict[str, Kind] = {
+    "adapter_model.safetensors": "peft",
+    "adapters.safetensors": "mlx",
+    "config.json": "hub",
 }
 _HEAD = 28  # bytes of the sizes with which a file of llama2.c's version 0 starts
 _LARGEST = 1 << 24  # no size of a model is beyond
@@ -40,19 +46,20 @@ def identify(path: str | PathLike[str]) -> Kind:
     """
     path = Path(path)
     if path.is_dir():
-        if (path / "config.json").is_file():
-            return "hub"
+        for name, kind in _FOLDERS.items():
+            if (path / name).is_file():
+                return kind
         raise FileFormatError(
             f"{path}: not a model's folder: got no config.json in it, want one, and weights in "
-            "safetensors."
+            "safetensors; or an adapter's files."
         )
     if not stat.S_ISREG(path.stat().st_mode):  # before opening: a pipe would wait for its writer
         raise FileFormatError(f"{path}: not a model file: got a device, want a file or a folder.")
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    kind = _MAGICS.get(int.from_bytes(head[:4], "little"))
-    if kind is not None:
-        return kind
+    magic = _MAGICS.get(int.from_bytes(head[:4], "little"))
+    if magic is not None:
+        return magic
     if head[8:9] == b"{":
         return "safetensors"
     if len(head) == _HEAD and _are_sizes(struct.unpack("<7i", head)):

@@ -22,7 +22,10 @@ _LONGEST = 72  # letters of a value in the table
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Show what is in a model file: GGUF, ggml, ggla, llama2.c, safetensors, or a hub's folder."""
+    """Show what is in a file or folder with a model or an adapter.
+
+    That is: GGUF, ggml, ggla, llama2.c, safetensors, a hub's folder, or one of PEFT or MLX.
+    """
 
     # File or folder.
     path: Positional[Path]
