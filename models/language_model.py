@@ -18,6 +18,7 @@ from yupana.models.adapter_files import load_adapter
 from yupana.models.decoder import Decoder
 from yupana.models.formats import GgufFile, Metadata, Progress
 from yupana.models.formats.identify import identify
+from yupana.models.grammar import Grammar
 from yupana.models.loading import load_model
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.session import Session
@@ -99,6 +100,7 @@ class LanguageModel:
         sampling: Sampling = _DEFAULT,
         seed: int = 0,
         logit_bias: Mapping[int, float] | None = None,
+        grammar: str | None = None,
     ) -> Iterator[str]:
         """The continuation of `prompt`, in pieces of whole characters as they come.
 
@@ -112,14 +114,17 @@ class LanguageModel:
             sampling: how they are drawn.
             seed: the same one gives the same text.
             logit_bias: id to a number that is added to the token's score; -inf forbids it.
+            grammar: what the continuation follows, in GBNF; see `Grammar`.
 
         Raises:
             SettingError: `max_tokens` or `seed` is negative, or a biased token is none.
+            DataError: `grammar` is none.
         """
         if max_tokens < 0:
             raise SettingError(f"generate: max_tokens: got {max_tokens}, want at least 0.")
         ids = self.tokenizer.encode(prompt)
-        sampler = Sampler(sampling, self.tokenizer, logit_bias)
+        rules = None if grammar is None else Grammar(grammar)
+        sampler = Sampler(sampling, self.tokenizer, logit_bias, rules)
         return self._pieces(ids, max_tokens, sampler, RandomStream(seed))
 
     def _pieces(

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from yupana.graphlib.errors import NonFiniteError, SettingError
 from yupana.models import sampling_steps as steps
+from yupana.models.grammar import Grammar
+from yupana.models.grammar_filter import GrammarFilter
 from yupana.models.sampling_adaptive import AdaptiveP
 from yupana.models.sampling_math import LN2, Floats, log, soft_max
 from yupana.models.sampling_penalties import dry, find_breakers, penalties
@@ -53,8 +55,11 @@ class Sampler:
         tokenizer: of the model; needed for `penalize_nl` and where repetitions end for DRY.
         logit_bias: id to a number that is added to the score of this token always; -inf
             forbids it.
+        grammar: what is drawn follows it, and begins it anew behind what is given. As in
+            llama.cpp the chain comes first; only where the token it gives does not fit, it draws
+            again from those that do.
     Raises:
-        SettingError: a bias for what is no id, or of +inf or NaN.
+        SettingError: a bias for what is no id, or of +inf or NaN; a grammar without a tokenizer.
 
     >>> sampler = Sampler(Sampling(temp=0, repeat_penalty=2.0))
     >>> stream, drawn = RandomStream(0), []
@@ -70,8 +75,13 @@ class Sampler:
         settings: Sampling | None = None,
         tokenizer: Tokenizer | None = None,
         logit_bias: Mapping[int, float] | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         self.settings = s = settings or Sampling()
+        if grammar is not None and tokenizer is None:
+            raise SettingError("sampling: grammar: got no tokenizer, want the model's.")
+        self._filter = GrammarFilter(grammar, tokenizer) if grammar and tokenizer else None
+        self._drawn: int | None = None  # and not yet accepted
         bias = logit_bias or {}
         self._biased = np.array([*bias.keys()], np.int64), np.array([*bias.values()], np.float64)
         if len(bias) and not (self._biased[0].min() >= 0 and (self._biased[1] < np.inf).all()):
@@ -105,7 +115,18 @@ class Sampler:
             NonFiniteError: a score is NaN or infinity, or none is left.
             SettingError: a biased token is not among the V.
         """
-        ids, chances = self.probabilities(logits, stream)
+        token = self._draw(logits, stream)
+        if self._filter is not None:
+            if not self._filter.allows(token):
+                token = self._draw(logits, stream, self._filter.allowed())
+            self._filter.accept(token)
+            self._drawn = token
+        return token
+
+    def _draw(
+        self, logits: ArrayLike, stream: RandomStream, allowed: NDArray[np.bool_] | None = None
+    ) -> int:
+        ids, chances = self._chances(logits, stream, allowed)
         number = stream.uniform()
         if len(ids) == 1:
             at = 0
@@ -130,8 +151,16 @@ class Sampler:
         >>> ids.tolist(), chances.tolist()
         ([1, 2], [0.5, 0.5])
         """
+        allowed = None if self._filter is None else self._filter.allowed()
+        return self._chances(logits, stream, allowed)
+
+    def _chances(
+        self, logits: ArrayLike, stream: RandomStream, allowed: NDArray[np.bool_] | None
+    ) -> tuple[Ids, Floats]:
         c = self._start(logits)
         n_vocab = len(c)
+        if allowed is not None:
+            c = c[np.flatnonzero(allowed[:n_vocab])]
         for step in self._chain:
             c = step(c, stream)
         if self.settings.mirostat == 1:
@@ -145,10 +174,15 @@ class Sampler:
     def accept(self, token: int) -> None:
         """Remember a token of the text, drawn or given."""
         self._recent.append(token)
+        if self._filter is not None and token != self._drawn:
+            self._filter.reset()
+        self._drawn = None
 
     def reset(self) -> None:
         """Forget the text."""
         self._recent.clear()
+        if self._filter is not None:
+            self._filter.reset()
         self._mu = 2 * self.settings.mirostat_ent
         if self._adaptive is not None:
             self._adaptive.reset()

@@ -324,3 +324,18 @@ def test_ctrl_c_in_generate_ends_the_text_with_its_timings(model):
     assert out.endswith("\n")
     assert "total time" in err
     assert "Traceback" not in err
+
+
+def test_a_grammar_leads_the_text(capsys, model, tmp_path):
+    rules = 'root ::= "to" [a-z]* " " "lamps"'
+    (tmp_path / "rules.gbnf").write_text(rules + "\n")
+    given = [("--grammar", rules), ("--grammar-file", str(tmp_path / "rules.gbnf"))]
+    texts = [greedy(capsys, model, "-p", "the ", "-n", "16", *flags)[1] for flags in given]
+    assert texts[0] == texts[1]
+    assert re.match("the to[a-z]*( lamps)?", texts[0])
+    code, _, err = greedy(capsys, model, "-p", "the ", "--grammar", "root ::= x")
+    assert code == 1
+    assert "'x', which is not" in err
+    code, _, err = greedy(capsys, model, "-p", "the ", *given[0], *given[1])
+    assert code
+    assert "want one" in err

@@ -12,6 +12,7 @@ from typing import Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from yupana.graphlib.errors import DataError, SettingError
+from yupana.models.grammar import Grammar
 from yupana.models.language_model import LanguageModel, load
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.sampling_settings import BREAKERS
@@ -78,6 +79,10 @@ class TextFlags(ModelFlags):
     seed: Annotated[int, arg(aliases=["-s"])] = 1337
     # Token id and what is added to its score, as 15043+1 or 29905-inf.
     logit_bias: Annotated[UseAppendAction[tuple[str, ...]], arg(aliases=["-l"])] = ()
+    # Grammar that what is written follows, in llama.cpp's GBNF.
+    grammar: str = ""
+    # File with such a grammar.
+    grammar_file: Path | None = None
     # Never end the text: the tokens that do are forbidden.
     ignore_eos: bool = False
     # Text at which the model stops.
@@ -117,6 +122,20 @@ class TextFlags(ModelFlags):
         if self.prompt:
             raise SettingError(f"generate: got a prompt and the file {self.file}, want one.")
         return read_file(self.file)
+
+    def rules(self) -> Grammar | None:
+        """The grammar, from its flag or file.
+
+        Raises:
+            SettingError: both are given, or the file is not UTF-8. DataError: it is no grammar.
+            OSError: the system cannot read it.
+        """
+        if self.grammar and self.grammar_file:
+            raise SettingError(
+                f"generate: got a grammar and the file {self.grammar_file}, want one."
+            )
+        text = read_file(self.grammar_file) if self.grammar_file else self.grammar
+        return Grammar(text) if text else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +189,7 @@ def open_writer(flags: WritingFlags, model: LanguageModel) -> Writer:
     seed = secrets.randbits(32) if flags.seed == -1 else flags.seed
     return Writer(
         session,
-        Sampler(flags.sampling(), tokenizer, bias),
+        Sampler(flags.sampling(), tokenizer, bias, flags.rules()),
         RandomStream(seed),
         shifts=flags.context_shift and flags.n_predict != -2,
     )
