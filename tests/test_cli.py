@@ -323,7 +323,7 @@ def test_baby_llama_refuses_settings_out_of_range(capsys):
 
 @pytest.mark.parametrize("width", [1, 5, 12, 20, 34, 50, 72, 200])
 def test_status_fits_any_width(width):
-    status = Status(12345, 100000, 12.3456, 11.5, 123456.7, 360000.0)
+    status = Status(12345, 100000, 2.5, 12.3456, 11.5, 123456.7, 360000.0)
     assert len(status.line(width)) <= width
     assert Status(0, 1).line(width)
 
@@ -334,7 +334,7 @@ def test_bar_fits_the_terminal(width, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     stream = io.StringIO()
     with Bar(stream, width) as bar:
-        bar.show(Status(5, 10, 3.25, 3.5, 1234.0, 7.0))
+        bar.show(Status(5, 10, 1.0, 3.25, 3.5, 1234.0, 7.0))
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())
     shown = [line for line in re.split(r"[\r\n]", plain) if line.strip()]
     assert shown
@@ -346,8 +346,8 @@ def test_plain_lines_are_few():
     stream = io.StringIO()
     lines = Lines(stream, every_s=1000.0)
     for step in range(1, 101):
-        lines.show(Status(step, 100, 1.0))
-    lines.show(Status(100, 100, 1.0, 2.0))
+        lines.show(Status(step, 100, loss=1.0))
+    lines.show(Status(100, 100, loss=1.0, validation=2.0))
     lines.tell("done")
     assert stream.getvalue() == "step 1/100  loss 1.000\nstep 100/100  loss 1.000\ndone\n"
 

@@ -84,6 +84,9 @@ class Endless:
     def at(self, step: int):
         return [np.full((2, 1), 100.0)]
 
+    def epochs(self, step: int) -> float:
+        return float(step)
+
 
 def make_loop(step, steps, **more) -> Loop:
     loop_settings = LoopSettings(steps=steps, eval_every=1, save_every=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from yupana.models.formats import GgufFile, expect
 from yupana.models.llama import LlamaConfig
 from yupana.models.llama_gguf import llama_metadata
 from yupana.train.checkpoint import Checkpoint
+from yupana.train.course import course_entries, keep_course
 from yupana.train.ggml_checkpoint import lora_ranks
 from yupana.train.lora_settings import LoraSettings
 from yupana.train.settings import FinetuneSettings
@@ -39,27 +40,32 @@ _BLOCK = 1 << 22  # bytes of a file hashed at a time
 def adapter_entries(settings: FinetuneSettings, config: LlamaConfig) -> dict[str, Any]:
     """What a checkpoint says of the adapter and its base, with finetune's keys where they fit."""
     names = [*(f.name for f in fields(LoraSettings)), "train_whole", *OF_MODEL]
-    return llama_metadata(config) | {
-        _SETTINGS: json.dumps({name: getattr(settings, name) for name in names}),
-        BASE_HASH: hash_model(settings.model_base),
-    }
+    return (
+        llama_metadata(config)
+        | course_entries(settings)
+        | {
+            _SETTINGS: json.dumps({name: getattr(settings, name) for name in names}),
+            BASE_HASH: hash_model(settings.model_base),
+        }
+    )
 
 
 def go_on(settings: FinetuneSettings, start: Checkpoint) -> FinetuneSettings:
-    """The settings, with what a checkpoint says of the adapter and of the model it is for.
+    """The settings, with what a checkpoint says in place of all that was not given.
 
-    What took the place of the model's own words when the run began stays as long as nothing is
-    given for it. Of ggml's, ranks come from the checkpoint, too.
+    Of ggml's these are the ranks, and what took the place of the model's own words.
 
     Raises:
         SettingError: something else is asked for than is in the checkpoint.
     """
     metadata = start.file.metadata
     if not start.is_from_ggml:
-        before = _stored(start)
-        names = [name for name in OF_MODEL if getattr(settings, name) is None]
-        kept: dict[str, Any] = {name: before.get(name) for name in names}
-        return replace(settings, **kept)
+        kept = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in _stored(start).items()
+            if name not in settings.given or getattr(settings, name) is None
+        }
+        return keep_course(settings.changed(**kept), start)
     found: dict[str, Any] = lora_ranks(metadata)
     said = {name: key for name, key in _OF_GGML.items() if key in metadata}
     found |= {name: expect(metadata, key, float) for name, key in said.items()}
@@ -70,7 +76,7 @@ def go_on(settings: FinetuneSettings, start: Checkpoint) -> FinetuneSettings:
         is_given = given is not None and given != getattr(FinetuneSettings, name)
         if is_given and np.float32(given) != np.float32(there):
             _refuse(start, name, given, there)
-    return replace(settings, **found)
+    return settings.changed(**found)
 
 
 def check_start(start: Checkpoint, entries: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from yupana.graphlib.errors import SettingError
 from yupana.models.llama import LlamaConfig
 from yupana.train.settings import FinetuneSettings
@@ -21,7 +19,7 @@ def without_tied_pair(config: LlamaConfig, settings: FinetuneSettings) -> Finetu
     if not config.tied or settings.lora_out.suffix == ".bin":
         return settings
     if not settings.target_modules and settings.rank_tok_embd < 0:
-        return replace(settings, rank_tok_embd=0)
+        return settings.changed(rank_tok_embd=0)
     if settings.rank_of("token_embd.weight"):
         raise SettingError(
             f"finetune: rank_tok_embd: got a pair beside the embedding with lora_out "

@@ -57,7 +57,7 @@ def save_checkpoint(
 
     Args:
         kind: MODEL or ADAPTER.
-        metadata: what else is needed to make the step again.
+        metadata: what else is needed to make the step again, settings among it.
         params: what is trained, by name.
     """
     entries = {

@@ -119,8 +119,6 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
         )
         finetune(settings).train()
     """
-    settings.check()
-    settings = settings.seeded()
     places = Places(settings, settings.lora_out, "adapter", settings.model_out)
     places.check(model_base=settings.model_base, train_data=settings.source)
     o = _open(settings)
@@ -200,6 +198,8 @@ def _open(settings: FinetuneSettings) -> _Opened:
     start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, ADAPTER)
     if start is not None:
         settings = go_on(settings, start)
+    settings.check()
+    settings = settings.seeded()
     check_outputs(settings)
     with GgufFile(settings.model_base) as file:
         base = load_base(file)

@@ -143,6 +143,7 @@ class Loop:
         self.display = display or Silent()
         self.history = history or History()
         self._status = Status(self.history.step, settings.steps)
+        self._status.epoch = batches.epochs(self.history.step)
         self._batch = batches.at(self.history.step)
         self._saved = -1  # step of the newest save
         self._written = -1  # step of the newest text
@@ -225,12 +226,14 @@ class Loop:
         first = math.isnan(status.loss)  # nothing shown yet
         old = 0.0 if first else _SMOOTHING
         status.step = history.step
+        status.epoch = self.batches.epochs(history.step)
         status.loss = old * (0.0 if first else status.loss) + (1 - old) * result.loss
         # The first step loads what it needs and says little about the others.
         self._busy_s = old * self._busy_s + (1 - old) * seconds
         status.tokens_per_s = batch[0].size / self._busy_s
         self.log.write(
             step=history.step,
+            epoch=round(status.epoch, 4),
             loss=result.loss,
             norm=result.norm,
             rate=self.step.rate(factor),

@@ -6,12 +6,26 @@ The command line is made from these classes: a field is a flag, the comment abov
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
 from yupana.graphlib.errors import SettingError
 from yupana.models.llama import LlamaConfig
+
+# Settings, by what they are in a model's configuration.
+OF_CONFIG = {
+    "ctx": "n_ctx",
+    "embd": "n_embd",
+    "ff": "n_ff",
+    "head": "n_head",
+    "head_kv": "n_head_kv",
+    "layer": "n_layer",
+    "tied": "tied",
+    "norm_rms_eps": "rms_eps",
+    "rope_freq_base": "rope_base",
+    "rope_freq_scale": "rope_scale",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +82,5 @@ class ModelSettings(BatchSettings):
         Raises:
             SettingError: as `LlamaConfig`.
         """
-        return LlamaConfig(
-            n_vocab=n_vocab,
-            n_ctx=self.ctx,
-            n_embd=self.embd,
-            n_layer=self.layer,
-            n_head=self.head,
-            n_head_kv=self.head_kv,
-            n_ff=self.ff,
-            rms_eps=self.norm_rms_eps,
-            rope_base=self.rope_freq_base,
-            rope_scale=self.rope_freq_scale,
-            tied=self.tied,
-        )
+        sizes: dict[str, Any] = {field: getattr(self, name) for name, field in OF_CONFIG.items()}
+        return LlamaConfig(n_vocab=n_vocab, **sizes)

@@ -13,6 +13,7 @@ from yupana.models.llama_gguf import llama_metadata, save_llama
 from yupana.models.vocabulary import Vocabulary
 from yupana.models.vocabulary_gguf import Words, read_words, vocabulary_metadata
 from yupana.train.checkpoint import MODEL, Checkpoint, Progress, save_checkpoint
+from yupana.train.course import course_entries, keep_course, keep_sizes
 from yupana.train.files import RunFiles
 from yupana.train.loop import History
 from yupana.train.places import Places, check_apart
@@ -89,29 +90,32 @@ def prepare(
     >>> run.data.training.n_tokens, run.model.config.n_vocab
     (306, 10)
     """
+    start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, MODEL)
+    if start is not None:
+        config, vocabulary, words = start.read_model()
+        settings = keep_course(keep_sizes(settings, config, start), start)
     settings.check()
     settings = settings.seeded()
     places = Places(settings, settings.model_out, "model")
     places.check(
         train_data=None if isinstance(source, str) else source, vocab_model=settings.vocab_model
     )
-    start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, MODEL)
     if start is None:
         vocabulary, words = _vocabulary(source, settings)
         config = settings.config(len(vocabulary))
-    else:
-        config, vocabulary, words = start.read_model()
     seed = order_seed(settings, start)
     data = load_data(source, vocabulary, settings, config.n_ctx, seed)
     model = Llama(config)
     step = fit_step(model, settings, data.training.is_packed)
+
+    entries = llama_metadata(config) | words | course_entries(settings)
 
     def save(path: Path, history: History) -> None:
         save_llama(path, model, words)
 
     def save_state(path: Path, history: History) -> None:
         progress = Progress(history.step, history.best, data.hash, seed, history.stop, history.rows)
-        save_checkpoint(path, MODEL, llama_metadata(config) | words, model.weights, step, progress)
+        save_checkpoint(path, MODEL, entries, model.weights, step, progress)
 
     files = RunFiles(places, save, save_state)
     if start is None:

@@ -20,6 +20,7 @@ class Status:
 
     step: int  # updates done
     steps: int  # updates to do
+    epoch: float | None = None  # how often the data have been read
     loss: float = float("nan")
     validation: float | None = None
     tokens_per_s: float = 0.0
@@ -28,9 +29,9 @@ class Status:
     def line(self, width: int) -> str:
         """As many of the numbers as fit `width` columns, the more important ones first.
 
-        >>> status = Status(50, 800, 3.2101, 3.4, 12345.6, 62.0)
-        >>> status.line(80)
-        'step 50/800  loss 3.210  validation 3.400  12,346 tokens/s  1:02 left'
+        >>> status = Status(50, 800, 1.254, 3.2101, 3.4, 12345.6, 62.0)
+        >>> status.line(85)
+        'step 50/800  epoch 1.25  loss 3.210  validation 3.400  12,346 tokens/s  1:02 left'
         >>> status.line(30)
         '50/800  3.210  1:02 left'
         """
@@ -39,6 +40,7 @@ class Status:
         left = [] if self.left_s is None else [f"{clock(self.left_s)} left"]
         rate = [f"{self.tokens_per_s:,.0f} tokens/s"] if self.tokens_per_s else []
         short_rate = [f"{self.tokens_per_s:,.0f} tok/s"] if self.tokens_per_s else []
+        epoch = [] if self.epoch is None else [f"epoch {self.epoch:.2f}"]
         checked, short_checked = [], []
         if self.validation is not None:
             checked, short_checked = (
@@ -46,6 +48,7 @@ class Status:
                 [f"val {self.validation:.3f}"],
             )
         for parts in (
+            [wide[0], *epoch, *wide[1:], *checked, *rate, *left],
             [*wide, *checked, *rate, *left],
             [*wide, *short_checked, *short_rate, *left],
             [*narrow, *short_checked, *short_rate, *left],

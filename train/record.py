@@ -49,6 +49,7 @@ def make_record(
             "notes": list(data.notes),
         },
         "steps": run.loop.settings.steps,
+        "limit": run.limit,
         "bill": asdict(run.bill),
         "files": {what: relative(path, folder) for what, path in run.files.places.newest.items()},
         **more,

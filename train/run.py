@@ -17,6 +17,7 @@ from yupana.models.vocabulary import Vocabulary
 from yupana.train.bill import Bill, fitting_step, make_bill
 from yupana.train.checkpoint import Checkpoint
 from yupana.train.corpus import Codec
+from yupana.train.course import stored_course
 from yupana.train.data import Batch, Batches, Data, even_batch, prepare_data
 from yupana.train.files import RunFiles
 from yupana.train.lbfgs import LbfgsSettings
@@ -34,7 +35,7 @@ from yupana.train.step import Evaluation, Step, TrainingStep
 from yupana.train.tensorboard import EventFile
 from yupana.train.writing import Writing
 
-_VALIDATION_BATCHES = 8  # looked at in each evaluation
+_STEPS = 256  # ggml's default
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Run:
     data: Data
     loop: Loop
     files: RunFiles
+    limit: str  # the rule that its number of steps comes from
 
     def train(self) -> Outcome:
         """Train, write everything, and draw the loss curve.
@@ -159,12 +161,40 @@ def fit_step(
 
 
 def order_seed(settings: TrainSettings, start: Checkpoint | None) -> int:
-    """The seed of the order of the data: a resumed run keeps its own."""
-    if start is None:
+    """The seed of the order of the data: a resumed run keeps its own, unless another is given."""
+    if start is None or settings.seed != stored_course(start.file.metadata).get(
+        "seed", settings.seed
+    ):
         return settings.seed
     if settings.force_reshuffle:
         return key_of(start.progress.seed, start.progress.step) >> 1
     return start.progress.seed
+
+
+def wanted_steps(settings: TrainSettings, batches: Batches) -> tuple[int, str]:
+    """Steps of a run in all, and the rule they come from, in words.
+
+    >>> from yupana.train.rows import WindowRows
+    >>> import numpy as np
+    >>> batches = Batches(WindowRows(np.arange(100, dtype=np.int32), n_ctx=4), n_batch=2)
+    >>> wanted_steps(TrainSettings(epochs=2), batches)
+    (25, 'epochs 2')
+    >>> wanted_steps(TrainSettings(epochs=2, adam_iter=9), batches)
+    (9, 'adam_iter 9, which comes before epochs 2')
+    """
+    asked, epochs = settings.adam_iter, settings.epochs
+    if epochs < 0:
+        return (
+            (_STEPS, f"{_STEPS} steps by default")
+            if asked is None
+            else (asked, f"adam_iter {asked}")
+        )
+    steps = max(1, batches.steps(epochs))
+    if asked is None:
+        return steps, f"epochs {epochs}"
+    if steps < asked:
+        return steps, f"epochs {epochs}, which come before adam_iter {asked}"
+    return asked, f"adam_iter {asked}, which comes before epochs {epochs}"
 
 
 def make_run(
@@ -205,11 +235,9 @@ def make_run(
         batches = replace(batches, offset=progress.rows - progress.step * n_rows)
     evaluation = None
     if data.validation is not None:
-        most = _VALIDATION_BATCHES * batches.n_batch
+        most = settings.validation_batches * n_rows or data.validation.n_per_epoch
         evaluation = Evaluation(step, even_batch(data.validation, most))
-    steps = settings.adam_iter
-    if settings.epochs >= 0:
-        steps = min(steps, max(1, batches.steps(settings.epochs)))
+    steps, limit = wanted_steps(settings, batches)
     events = None if settings.tensorboard is None else EventFile(settings.tensorboard)
     loop = Loop(
         step,
@@ -228,9 +256,10 @@ def make_run(
     if history.step >= steps:
         (display or Silent()).tell(
             f"{settings.checkpoint_in}: {history.step} steps are made, and {steps} are wanted: "
-            "nothing is left to train. --adam-iter and --epochs count from the first step."
+            f"nothing is left to train ({limit}). --adam-iter and --epochs count from the first "
+            "step."
         )
     program = step.compile(settings.n_threads)
     adapter = params.values() if factors is not None else ()
     bill = make_bill(step, max(1, steps - history.step), program.threads, adapter)
-    return Run(settings, step, bill, data, loop, files)
+    return Run(settings, step, bill, data, loop, files, limit)

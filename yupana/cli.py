@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 # Only the program that is asked for is imported: each later run starts at once.
 PROGRAMS = {
@@ -153,7 +154,12 @@ def _parse(kind: type, name: str, arguments: list[str]) -> object:
 
     if hasattr(kind, "checkpointing"):
         arguments = [part for given in arguments for part in _SWITCHES.get(given, (given,))]
-    return tyro.cli(kind, prog=f"yupana {name}", args=arguments)
+    settings: Any = tyro.cli(kind, prog=f"yupana {name}", args=arguments)
+    if hasattr(settings, "with_given"):
+        from yupana.train.given import given_flags
+
+        return settings.with_given(given_flags(kind, arguments))
+    return settings
 
 
 def _help() -> str:

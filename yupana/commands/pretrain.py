@@ -63,11 +63,14 @@ def conclude(run: Run, outcome: Outcome) -> None:
         recent = [loss for _, loss in history.losses[-20:]]
         checked = f", validation {history.validation[-1][1]:.3f}" if history.validation else ""
         print(
-            f"{history.step} steps in {clock(outcome.seconds)}: "
+            f"{history.step} steps in {clock(outcome.seconds)}, epoch "
+            f"{run.loop.batches.epochs(history.step):.2f}: "
             f"loss {sum(recent) / len(recent):.3f}{checked}"
         )
     if outcome.reason:
         print(f"ended before the last step: {outcome.reason}")
+    elif history.step >= run.loop.settings.steps:
+        print(f"ended after the last step: {run.limit}")
     if outcome.interrupted:
         print("interrupted; everything was written after the step was finished", file=sys.stderr)
     written = run.files.written
