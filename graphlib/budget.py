@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from yupana.graphlib.errors import GraphError, MemoryBudgetError
+from yupana.graphlib.arguments import check_kinds
+from yupana.graphlib.errors import GraphError, MemoryBudgetError, require
 from yupana.graphlib.fusion import find_groups
 from yupana.graphlib.memory import least_bytes, make_plan
 from yupana.graphlib.needs import Lowered
@@ -51,6 +52,11 @@ class MemoryBudget:
     nbytes: int
     # Share of the graph's FLOPs that may be added to need even less.
     spare: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_kinds("MemoryBudget", MemoryBudget.__annotations__, vars(self))
+        require("MemoryBudget", "nbytes", self.nbytes, self.nbytes >= 0, "at least 0")
+        require("MemoryBudget", "spare", self.spare, self.spare >= 0, "at least 0")
 
 
 Checkpoints = Sequence[Tensor] | Literal["sqrt", "all"] | MemoryBudget | None

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from yupana.graphlib.dtypes import Dtype, dtype_of, f32, to_storage
 from yupana.graphlib.errors import ContextError, DtypeError, ShapeError
-from yupana.graphlib.tensor import MAX_AXES, Tensor
+from yupana.graphlib.tensor import MAX_AXES, Tensor, as_array
 
 ALIGNMENT = 64  # bytes: one cache line, and the widest vector register
 
@@ -62,7 +62,7 @@ class Context:
 
     def tensor(self, values: ArrayLike, dtype: str | Dtype | None = None, name: str = "") -> Tensor:
         """A leaf with the given values; floats become f32 and ints i32 unless `dtype` says else."""
-        array = np.asarray(values)
+        array = as_array("tensor", values)
         if dtype is None:
             dtype = _natural_dtype(array)
         leaf = self.leaf(array.shape, dtype, name)
@@ -201,7 +201,10 @@ def tensor(values: ArrayLike, dtype: str | Dtype | None = None, name: str = "") 
 
 def check_shape(what: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """`shape` as a tuple of at most four sizes, none negative."""
-    checked = tuple(int(n) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
+    sizes = shape if isinstance(shape, tuple | list) else (shape,)
+    if not all(isinstance(n, int | np.integer) for n in sizes):
+        raise ShapeError(f"{what}: got shape {shape!r}, want whole numbers.")
+    checked = tuple(map(int, sizes))
     if len(checked) > MAX_AXES or any(n < 0 for n in checked):
         raise ShapeError(
             f"{what}: got shape {checked}, want at most {MAX_AXES} axes, none negative"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,16 @@ class Graph:
         self.order = order
         self.outputs: list[Tensor] = []
         self._nodes: list[Tensor] | None = None
-        self.expand(*([outputs] if isinstance(outputs, Tensor) else outputs))
+        if isinstance(outputs, Tensor) or not isinstance(outputs, Iterable):
+            outputs = [outputs]
+        self.expand(*outputs)
 
     def expand(self, *outputs: Tensor) -> Graph:
         """Add outputs, and with them what they need; returns itself."""
         known = set(self.outputs)
         for output in outputs:
             if not isinstance(output, Tensor):
-                raise GraphError(f"Graph: got {type(output).__name__} as output, want a Tensor")
+                raise GraphError(f"Graph: got {type(output).__name__} as output, want a Tensor.")
             if output not in known:
                 known.add(output)
                 self.outputs.append(output)

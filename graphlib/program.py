@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from yupana.graphlib.arguments import check_kinds
 from yupana.graphlib.config import config
 from yupana.graphlib.context import aligned_bytes
 from yupana.graphlib.dtypes import from_storage
@@ -96,6 +97,7 @@ class Program:
     def __init__(
         self, prepared: Prepared, threads: int | None = None, lender: Program | None = None
     ) -> None:
+        check_kinds("compile", Program.__init__.__annotations__, {"threads": threads})
         if threads is not None and threads < 1:
             raise GraphError(f"compile: got threads {threads}, want at least 1")
         self.plan = prepared.plan

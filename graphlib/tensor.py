@@ -213,7 +213,7 @@ class Tensor(Methods):
             ShapeError: values of another shape. ContextError: memory that is read-only.
         """
         self.check_writable("set")
-        array = np.asarray(values)
+        array = as_array("set", values)
         try:
             whole = np.broadcast_to(array, self.shape)
         except ValueError:
@@ -279,6 +279,18 @@ class Tensor(Methods):
         return self.shape[0]
 
     __array_ufunc__ = None  # so that `ndarray + tensor` asks the tensor
+
+
+def as_array(what: str, values: ArrayLike) -> NDArray[np.generic]:
+    """Values as an array.
+
+    Raises:
+        ShapeError: rows of several lengths, or nothing that makes an array.
+    """
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise ShapeError(f"{what}: the values make no array: {error}") from None
 
 
 def next_sequence() -> int:

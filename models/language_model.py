@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yupana.graphlib.arguments import check_kinds
 from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.models.adapter_files import load_adapter
 from yupana.models.decoder import Decoder
@@ -22,6 +23,7 @@ from yupana.models.grammar import Grammar
 from yupana.models.loading import load_model
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.session import Session
+from yupana.models.stop_texts import StopTexts
 from yupana.models.tokenizer import Tokenizer, read_tokenizer
 from yupana.models.writer import Writer
 
@@ -50,6 +52,7 @@ class LanguageModel:
         self.model = model
         self._file = file
         inspect.signature(Session).bind(model, **settings)  # a wrong name is told of here
+        check_kinds("load", Session.__init__.__annotations__, settings)
         self._settings = settings
         self._idle: list[Session] = []
 
@@ -84,6 +87,15 @@ class LanguageModel:
         """
         self.model.detach(str(Path(adapter)))
 
+    def set_scale(self, adapter: str | PathLike[str], scale: float) -> None:
+        """Use an attached adapter, named by its path, with another scale from now on.
+
+        Raises:
+            SettingError: it is not attached, or the scale is no number.
+        """
+        check_kinds("set_scale", LanguageModel.set_scale.__annotations__, {"scale": scale})
+        self.model.set_scale(str(Path(adapter)), scale)
+
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Scores of what follows each id, (n, V), read from an empty context.
 
@@ -95,52 +107,92 @@ class LanguageModel:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         max_tokens: int = 128,
         sampling: Sampling = _DEFAULT,
         seed: int = 0,
         logit_bias: Mapping[int, float] | None = None,
         grammar: str | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
     ) -> Iterator[str]:
         """The continuation of `prompt`, in pieces of whole characters as they come.
 
-        Ends at an end token of the vocabulary, or after `max_tokens`. When the context is full
-        half of it is dropped, but for the token that begins every text; a model with learned
-        positions ends there.
+        Ends at an end token of the vocabulary, before a text of `stop`, or after `max_tokens`. When
+        the context is full half of it is dropped, but for the token that begins every text; a model
+        with learned positions ends there.
 
         Args:
-            prompt: text to go on from.
+            prompt: text to go on from, or its token ids, to which nothing is added.
             max_tokens: tokens to add at most.
             sampling: how they are drawn.
             seed: the same one gives the same text.
             logit_bias: id to a number that is added to the token's score; -inf forbids it.
             grammar: what the continuation follows, in GBNF; see `Grammar`.
+            stop: text, or texts, that the continuation ends before; letters that may begin one
+                come when it is clear that they do not.
+            ignore_eos: forbid the tokens that end a text.
 
         Raises:
-            SettingError: `max_tokens` or `seed` is negative, or a biased token is none.
+            SettingError: an argument of another kind, `max_tokens` or `seed` negative, an id or a
+                biased token that is none, or an empty text to stop at.
             DataError: `grammar` is none.
         """
+        kinds = LanguageModel.generate.__annotations__
+        check_kinds("generate", kinds, {"max_tokens": max_tokens, "grammar": grammar})
+        check_kinds("generate", kinds, {"ignore_eos": ignore_eos})
         if max_tokens < 0:
             raise SettingError(f"generate: max_tokens: got {max_tokens}, want at least 0.")
-        ids = self.tokenizer.encode(prompt)
+        if not isinstance(sampling, Sampling):
+            raise SettingError(f"generate: sampling: got {sampling!r}, want a yupana.Sampling.")
+        bias = dict(logit_bias or {})
+        if ignore_eos:
+            bias |= dict.fromkeys(self.tokenizer.ends, -np.inf)
         rules = None if grammar is None else Grammar(grammar)
-        sampler = Sampler(sampling, self.tokenizer, logit_bias, rules)
-        return self._pieces(ids, max_tokens, sampler, RandomStream(seed))
+        writer = partial(
+            Writer,
+            sampler=Sampler(sampling, self.tokenizer, bias, rules),
+            stream=RandomStream(seed),
+            keep=int(self.tokenizer.add_bos),
+        )
+        return self._pieces(self._prompt_ids(prompt), max_tokens, writer, _stop_texts(stop))
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        n_vocab = self.model.sizes.n_vocab
+        try:
+            ids = np.asarray(prompt)
+        except ValueError:  # rows of several lengths
+            ids = np.zeros((0, 0))
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
+            raise SettingError(f"generate: prompt: got {prompt!r}, want a text, or token ids.")
+        if ids.min() < 0 or ids.max() >= n_vocab:
+            raise SettingError(
+                f"generate: prompt: got {prompt!r}, want ids from 0 to {n_vocab - 1}."
+            )
+        return [*map(int, ids)]
 
     def _pieces(
-        self, ids: Sequence[int], max_tokens: int, sampler: Sampler, stream: RandomStream
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        make_writer: Callable[[Session], Writer],
+        stops: StopTexts,
     ) -> Iterator[str]:
-        decoder, tokenizer = self.tokenizer.stream(), self.tokenizer
+        decoder, ends = self.tokenizer.stream(), self.tokenizer.ends
         with self._borrowed() as session:
-            writer = Writer(session, sampler, stream, keep=int(tokenizer.add_bos))
+            writer = make_writer(session)
             writer.read(ids)
             for _ in range(max_tokens):
                 token = writer.draw()
-                if token is None or token in tokenizer.ends:
+                if token is None or token in ends:
                     break
-                if piece := decoder.feed(token):
+                if piece := stops.feed(decoder.feed(token)):
                     yield piece
-        if rest := decoder.close():
+                if stops.has_ended:
+                    break
+        if rest := stops.feed(decoder.close()) + stops.close():
             yield rest
 
     @contextmanager
@@ -152,6 +204,13 @@ class LanguageModel:
             yield session
         finally:
             self._idle.append(session)
+
+
+def _stop_texts(stop: str | Sequence[str]) -> StopTexts:
+    texts = [stop] if isinstance(stop, str) else stop
+    if not all(isinstance(text, str) and text for text in texts):
+        raise SettingError(f"generate: stop: got {stop!r}, want texts that are not empty.")
+    return StopTexts(texts)
 
 
 def load(

@@ -8,6 +8,7 @@ from yupana.graphlib.context import Context
 from yupana.graphlib.dtypes import f32
 from yupana.graphlib.errors import FileFormatError, ShapeError
 from yupana.graphlib.tensor import Tensor
+from yupana.models.conversion import Described
 from yupana.models.formats import GgufFile, expect
 from yupana.models.llama import Llama
 from yupana.models.llama_gguf import read_config
@@ -29,8 +30,7 @@ def load_model(source: str | PathLike[str] | GgufFile, rounds: bool = True) -> L
     if not isinstance(source, GgufFile):
         with GgufFile(source) as file:
             return load_model(file, rounds)
-    architecture = expect(source.metadata, "general.architecture", str)
-    context = Context()
+    architecture, context = read_architecture(source), Context()
     try:
         if architecture == "starcoder":
             sizes = read_starcoder_config(source)
@@ -38,6 +38,20 @@ def load_model(source: str | PathLike[str] | GgufFile, rounds: bool = True) -> L
         return Llama(read_config(source), context, _weights(source, context), rounds)
     except ShapeError as e:
         raise FileFormatError(f"{source.path}: {e}") from None
+
+
+def read_architecture(file: Described) -> str:
+    """Which of the models that there are here is in a file.
+
+    Raises:
+        FileFormatError: another one.
+    """
+    architecture: str = expect(file.metadata, "general.architecture", str)
+    if architecture not in ("llama", "starcoder"):
+        raise FileFormatError(
+            f"{file.path}: architecture: got {architecture!r}, want 'llama' or 'starcoder'."
+        )
+    return architecture
 
 
 def _weights(file: GgufFile, context: Context) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from yupana.graphlib.arguments import check_kinds
 from yupana.graphlib.errors import SettingError
 
 ORDER: Final = (  # llama.cpp's
@@ -97,6 +98,7 @@ class Sampling:
     samplers: str = ORDER
 
     def __post_init__(self) -> None:
+        check_kinds("sampling", Sampling.__annotations__, vars(self))
         rules = (
             ("temp", abs(self.temp) < np.inf, "a finite number"),
             ("dynatemp_range", 0 <= self.dynatemp_range < np.inf, "0 or more"),

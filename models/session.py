@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yupana.graphlib.arguments import check_kinds
 from yupana.graphlib.errors import SettingError
 from yupana.models.decoder import Decoder
 from yupana.models.kv_cache import KvCache
@@ -48,6 +49,8 @@ class Session:
         cache: str = "f16",
         threads: int | None = None,
     ) -> None:
+        given = {"n_ctx": n_ctx, "n_batch": n_batch, "n_seq": n_seq, "cache": cache}
+        check_kinds("session", Session.__init__.__annotations__, given | {"threads": threads})
         if n_batch < 1:
             raise SettingError(f"session: n_batch: got {n_batch}, want at least 1.")
         self.model = model

@@ -13,10 +13,11 @@ from yupana.graphlib.dtypes import Dtype, f32
 from yupana.graphlib.errors import FileFormatError, ShapeError
 from yupana.models.conversion import Described, HasShape
 from yupana.models.convert import read_conversion
-from yupana.models.formats import GgufFile, expect
+from yupana.models.formats import GgufFile
 from yupana.models.formats.identify import identify
 from yupana.models.llama import Llama
 from yupana.models.llama_gguf import read_config
+from yupana.models.loading import read_architecture
 from yupana.models.starcoder import StarCoder
 from yupana.models.starcoder_gguf import read_starcoder_config
 from yupana.models.tensor_values import dtype_named
@@ -53,7 +54,7 @@ def sketch_model(
 
 
 def _sketch(source: Described, trainable: bool, context: Context | None) -> Llama | StarCoder:
-    architecture = expect(source.metadata, "general.architecture", str)
+    architecture = read_architecture(source)
     if "token_embd.weight" not in source.tensors:
         raise FileFormatError(
             f"{source.path}: not a whole model: got no token_embd.weight, want the weights of a "

@@ -65,3 +65,25 @@ def test_a_fault_of_a_rule_stays_what_it_is():
     faulty = yp.op(name="faulty", reference=abs, samples=lambda d: None)(rule)
     with pytest.raises(AttributeError, match="of the rule"):
         faulty(X)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda: yp.MemoryBudget("1G"), "MemoryBudget: nbytes: got '1G', want a whole number"),
+        (lambda: yp.MemoryBudget(-1), "MemoryBudget: nbytes is out of range: got -1"),
+        (lambda: yp.MemoryBudget(1, "x"), "MemoryBudget: spare: got 'x', want a number"),
+        (lambda: yp.Context().leaf(3.5), "leaf: got shape 3.5, want whole numbers"),
+        (lambda: yp.Context().leaf((2, "x")), "leaf: got shape (2, 'x'), want whole numbers"),
+        (lambda: yp.Context().leaf(None), "leaf: got shape None, want whole numbers"),
+        (lambda: yp.Graph(None), "Graph: got NoneType as output, want a Tensor"),
+        (lambda: yp.Graph(3), "Graph: got int as output, want a Tensor"),
+        (lambda: yp.Graph(X.sum()).compile(threads="a"), "compile: threads: got 'a', want a whole"),
+        (lambda: yp.tensor([[1], [1, 2]]), "tensor: the values make no array"),
+        (lambda: yp.Context().leaf((2,)).set([[1], [1, 2]]), "set: the values make no array"),
+    ],
+)
+def test_what_is_no_size_number_or_array_is_told(run, words):
+    with pytest.raises(yp.YupanaError) as caught:
+        run()
+    assert str(caught.value).startswith(words)
