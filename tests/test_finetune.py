@@ -202,7 +202,7 @@ def test_whole_weights_and_the_merged_model(base, tmp_path):
         ({"target_modules": ("c_attn",)}, "nothing to adapt"),
         ({"ctx": 100_000}, "context is longer than the data"),
         ({"batch": 0}, "batch is out of range"),
-        ({"lora_r": 0}, "lora_r is out of range: got 0"),
+        ({"lora_r": -1}, "lora_r is out of range: got -1"),
         ({"seed": -5}, "seed is out of range: got -5, want at least 0, or -1 for any"),
         ({"adam_alpha": -1.0}, "alpha is out of range: got -1"),
         ({"patience": 2, "validation": 0.0}, "patience: got 2 looks at the validation loss with"),

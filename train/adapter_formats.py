@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from yupana.graphlib.errors import SettingError
 from yupana.models.llama import LlamaConfig
+from yupana.models.quantize_types import file_type_named
+from yupana.train.lora_settings import LoraSettings
 from yupana.train.settings import FinetuneSettings
 
 
@@ -36,6 +40,8 @@ def check_outputs(settings: FinetuneSettings) -> None:
     Raises:
         SettingError: the format of the adapter has no place for what is trained.
     """
+    if settings.model_out_type is not None:
+        file_type_named(settings.model_out_type)
     is_peft = not settings.lora_out.suffix
     if settings.use_dora and not is_peft:
         raise SettingError(
@@ -48,8 +54,18 @@ def check_outputs(settings: FinetuneSettings) -> None:
             f"finetune: rank_{norms[0]}_norm: got it with lora_out {settings.lora_out}, want a "
             "GGUF or ggla file: PEFT has no pairs of norms."
         )
+    if not (settings.train_whole or settings.lora_r or _has_rank(settings)):
+        raise SettingError(
+            "finetune: lora_r: got 0 and no train_whole, want something to train: a rank of at "
+            "least 1, or patterns of weights, as in --train-whole '*'."
+        )
     if settings.train_whole and settings.model_out is None:
         raise SettingError(
             "finetune: train_whole: got no model_out, want a file for the model: adapters have no "
             "place for whole weights."
         )
+
+
+def _has_rank(settings: FinetuneSettings) -> bool:
+    ranks = [f.name for f in fields(LoraSettings) if f.name.startswith("rank_")]
+    return any(getattr(settings, name) > 0 for name in ranks) and not settings.target_modules

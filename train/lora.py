@@ -52,7 +52,8 @@ class TrainedAdapter(Beside):
         seed: of the matrices A, uniform in ±1/sqrt(inputs) as in PEFT, and of dropout.
         no_alloc: count only; nothing has values.
     Raises:
-        SettingError: nothing would be adapted, or what is asked for is not in the model.
+        SettingError: nothing would be adapted though lora_r is not 0, or what is asked for is not
+            in the model.
 
     >>> ctx = Context()
     >>> w = ctx.leaf((6, 4), name="blk.0.attn_q.weight")
@@ -83,7 +84,7 @@ class TrainedAdapter(Beside):
         for name, w in weights.items():
             if rank := settings.rank_of(name):
                 self.pairs[name] = self._pair(name, w, rank, random)
-        if not self.pairs:
+        if not self.pairs and settings.lora_r:
             raise SettingError(
                 f"lora: nothing to adapt: got target_modules {settings.target_modules}, layers "
                 f"{settings.lora_layers or 'all'!r}, want some of {[*weights][:10]}, …"

@@ -47,7 +47,7 @@ class LoraSettings:
     0
     """
 
-    # Rank of the pairs.
+    # Rank of the pairs; 0: none, where no other rank says else.
     lora_r: int = 4
     # What B · A adds is multiplied by alpha / rank; 0: as lora-r.
     lora_alpha: float = 0.0
@@ -90,7 +90,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         ranks = [f.name for f in fields(self) if f.name.startswith("rank_")]
-        for name, least in (("lora_r", 1), ("lora_alpha", 0), *((name, -1) for name in ranks)):
+        for name, least in (("lora_r", 0), ("lora_alpha", 0), *((name, -1) for name in ranks)):
             value = getattr(self, name)
             require("lora", name, value, least <= value < math.inf, f"at least {least}")
         is_share = 0 <= self.lora_dropout < 1
@@ -117,7 +117,7 @@ class LoraSettings:
 
     def factor(self, rank: int) -> float:
         """s for a pair of this rank."""
-        return self.alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return (self.alpha or rank) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def rank_of(self, weight: str) -> int:
         """Rank of the pair beside a weight; 0: it has none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from yupana.models.llama_gguf import llama_metadata, save_llama
 from yupana.models.vocabulary import Vocabulary
 from yupana.models.vocabulary_gguf import Words, read_words, vocabulary_metadata
 from yupana.train.checkpoint import MODEL, Checkpoint, Progress, save_checkpoint
+from yupana.train.conversation import read_template, template_entries
 from yupana.train.course import course_entries, keep_course, keep_sizes
 from yupana.train.files import RunFiles
 from yupana.train.loop import History
@@ -44,7 +46,8 @@ def make_vocabulary(source: str | Path, settings: RunSettings) -> Vocabulary:
     """A vocabulary of the kind that the settings ask for.
 
     Args:
-        source: a text, or the file of training data.
+        source: a text, or the file of training data; conversations in it are read as their template
+            writes them.
     Raises:
         DataError: the text is empty. SettingError: as `Vocabulary.train`.
 
@@ -53,7 +56,8 @@ def make_vocabulary(source: str | Path, settings: RunSettings) -> Vocabulary:
     """
     if settings.vocab == "bytes":
         return Vocabulary.from_bytes()
-    texts = [source] if isinstance(source, str) else read_texts(source)
+    template = read_template(settings.chat_template, {})
+    texts = [source] if isinstance(source, str) else read_texts(source, template)
     if settings.vocab == "characters":
         return Vocabulary.from_characters("".join(sorted(set().union(*texts))))
     parts, size = [], 0
@@ -74,13 +78,30 @@ def _vocabulary(source: str | Path, settings: RunSettings) -> tuple[Words, dict[
     return vocabulary, vocabulary_metadata(vocabulary)
 
 
+def _check_is_text(source: str | Path) -> None:
+    """Refuse a text that is the name of a file: a path is meant.
+
+    Raises:
+        SettingError: it is.
+    """
+    if isinstance(source, str) and len(source) < 4096 and "\n" not in source:
+        is_file = False
+        with contextlib.suppress(OSError, ValueError):  # no name at all
+            is_file = Path(source).is_file()
+        if is_file:
+            raise SettingError(
+                f"prepare: source: got the text {source!r}, which is the name of a file; want the "
+                f"text itself, or Path({source!r}) to read the file."
+            )
+
+
 def prepare(
     source: str | Path, settings: RunSettings, display: Display | None = None
 ) -> Pretraining:
     """Make vocabulary, data, model and step; nothing is trained or written yet.
 
     Args:
-        source: a text, or the file of training data.
+        source: a text (str), or the file of training data (Path).
     Raises:
         YupanaError: settings out of range, data that cannot be used, a checkpoint that does not
             fit.
@@ -90,6 +111,7 @@ def prepare(
     >>> run.data.training.n_tokens, run.model.config.n_vocab
     (306, 10)
     """
+    _check_is_text(source)
     start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, MODEL)
     if start is not None:
         config, vocabulary, words = start.read_model()
@@ -103,8 +125,10 @@ def prepare(
     if start is None:
         vocabulary, words = _vocabulary(source, settings)
         config = settings.config(len(vocabulary))
+    words |= template_entries(settings.chat_template)
+    template = read_template(None, words, vocabulary)
     seed = order_seed(settings, start)
-    data = load_data(source, vocabulary, settings, config.n_ctx, seed)
+    data = load_data(source, vocabulary, settings, config.n_ctx, seed, template)
     model = Llama(config)
     step = fit_step(model, settings, data.training.is_packed)
 

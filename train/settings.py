@@ -28,6 +28,9 @@ class RunSettings(ModelSettings, TrainSettings):
     n_vocab: int = 1024
     # Take the vocabulary of this model file instead.
     vocab_model: Path | None = None
+    # Chat template for lines with messages, in Jinja, or chatml; the model gets it. By default that
+    # of --vocab-model.
+    chat_template: str | None = None
     # Train nothing: write the model of the checkpoint, and end.
     only_write_model: bool = False
 
@@ -43,7 +46,7 @@ class PretrainSettings(RunSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(TrainSettings, LoraSettings):
-    """Train a LoRA adapter for a model of your own, of any type, on a text of your own."""
+    """Train a LoRA adapter for a model of your own, or its weights, on a text of your own."""
 
     # Model to adapt (GGUF); it is mapped and never changed.
     model_base: Path
@@ -55,9 +58,15 @@ class FinetuneSettings(TrainSettings, LoraSettings):
     lora_out: Path = Path("adapter.gguf")
     # At the end, write the model with the adapter worked in as well (GGUF).
     model_out: Path | None = None
-    # Weights to train as a whole, beside the adapter: patterns that match names, as
-    # "*_norm.weight". They need --model-out, since adapters have no place for them.
+    # Type of the tensors of --model-out, as F32, F16 or Q8_0; by default each keeps that of the
+    # base.
+    model_out_type: str | None = None
+    # Weights to train as a whole, in f32, beside the adapter or, with --lora-r 0, instead of one:
+    # patterns that match names, as "*_norm.weight", or "*" for all. They need --model-out, since
+    # adapters have no place for them.
     train_whole: tuple[str, ...] = ()
+    # Weights of --train-whole that stay as they are, as "blk.[0-3].*" for the first four blocks.
+    freeze: tuple[str, ...] = ()
     # Train nothing: write the adapter of the checkpoint, and end.
     only_write_lora: bool = False
     # Added to the mean square in each norm; by default as the model says.
@@ -66,7 +75,8 @@ class FinetuneSettings(TrainSettings, LoraSettings):
     rope_freq_base: float | None = None
     # Factor of positions before they are rotated; by default as the model says.
     rope_freq_scale: float | None = None
-    # Chat template for lines with messages, in Jinja; by default that of the model.
+    # Chat template for lines with messages, in Jinja, or chatml; by default that of the model. A
+    # model that is written gets it.
     chat_template: str | None = None
 
     def __post_init__(self) -> None:

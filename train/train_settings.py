@@ -145,6 +145,10 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings, Given):
         found: Path | None = getattr(self, "train_data", None)
         if found is None:
             raise SettingError("train: train_data: got none, want a file. Pass --train-data FILE.")
+        if found.is_dir():
+            raise SettingError(
+                f"train: train_data: got {found}, which is a folder; want a file in it."
+            )
         return found
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from yupana.graphlib.errors import DataError
 from yupana.models.formats import GgufFile
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.train.adapted import hash_model
-from yupana.train.finetune import adapt, load_base
+from yupana.train.opened import adapt, load_base
 from yupana.train.record import read_settings
 from yupana.train.report.runlog import RunLog
 from yupana.train.run import fit_step
