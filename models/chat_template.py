@@ -84,9 +84,9 @@ class ChatTemplate:
                 f"says: {e}"
             ) from None
         except Exception as e:  # noqa: BLE001 - of somebody's template, whatever it is
+            said = f"{type(e).__name__}: {e}".removesuffix(".")
             raise SettingError(
-                f"chat template: it fails: got {type(e).__name__}: {e}. Pass another one with "
-                "--chat-template."
+                f"chat template: it fails: got {said}. Pass another one with --chat-template."
             ) from None
 
 

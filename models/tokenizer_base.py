@@ -135,7 +135,10 @@ class Tokenizer(ABC):
         return b"".join(parts).decode("utf-8", "replace")
 
     def stream(self) -> StreamDecoder:
-        """A decoder that is fed id by id and never cuts a character."""
+        """A decoder that is fed id by id and never cuts a character.
+
+        It takes the ids for what goes on from a text: their first space stays.
+        """
         return StreamDecoder(self)
 
     def raw(self, token: int, special: bool = False) -> bytes:

@@ -62,8 +62,9 @@ def _deepseek(tail: str) -> str:
 _HAN_KANA = Named(r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+")
 _HAN_HANGUL = Named(r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+")
 _PHRASE = Named(r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+")
-# A group of one to three digits that is followed by whole groups of three.
-_GROUPED = rf"[{_N}]{{1,3}}(?=(?:[{_N}]{{3}})*(?![{_N}]))"
+# A group of one to three digits that is followed by whole groups of three. As llama.cpp splits by
+# hand here, what stands before the first group stays with it, for the expressions that follow.
+_GROUPED = rf"[^{_N}]*[{_N}]{{1,3}}(?=(?:[{_N}]{{3}})*(?![{_N}]))"
 
 
 def _points(ranges: str) -> str:

@@ -89,6 +89,8 @@ def test_every_kind_keeps_the_whole_text(name, text):
         ("tekken", "camelCase 12", ["camel", "Case", " ", "1", "2"]),
         ("superbpe", "a 1234567 b", ["a ", "1", "234", "567", " b"]),
         ("tiny_aya", "1234567", ["1", "234", "567"]),
+        ("tiny_aya", "   1034 | 5", ["  ", " ", "1", "034", " |", " ", "5"]),
+        ("afmoe", "   103", ["  ", " ", "103"]),
         ("afmoe", "12 ๆ漢", ["12", " ", "ๆ漢"]),
         ("bloom", "Yes, no|you(a)", ["Yes", ",", " no", "|", "you", "(", "a", ")"]),
         ("viking", "a 42", ["a", " ", "4", "2"]),
