@@ -18,6 +18,7 @@ import numpy as np
 
 import yupana as yp
 from yupana.graphlib.errors import GradientError
+from yupana.graphlib.methods import Methods
 from yupana.graphlib.op import REGISTRY, Op
 from yupana.graphlib.sampler import Sampler, random_numbers
 
@@ -29,11 +30,21 @@ WIDTH = 98
 _SECTION = re.compile(
     r"(?:^|(?<=\. )|(?<=\)\. ))(?=(?:Args|Returns|Raises|Gradient|Source):)", re.M
 )
-HEAD = """# Operations
+METHODS = textwrap.fill(
+    ", ".join(
+        f"`{name}`" for name in sorted(vars(Methods)) if name[0] != "_" and hasattr(yp.ops, name)
+    ),
+    WIDTH,
+    break_on_hyphens=False,
+)
+HEAD = f"""# Operations
 
-Every op of the registry, and below them the functions composed of ops. All are in `yp.ops`, most
-are methods of tensors too: `x.silu()`. This page is made by `python docs/reference.py` from the
-records and docstrings that the library itself works with.
+Every op of the registry, and below them the functions composed of ops. All are in `yp.ops`. This
+page is made by `python docs/reference.py` from the records and docstrings that the library itself
+works with.
+
+Those that are methods of tensors too, as in `x.silu()`:
+{METHODS}.
 
 In the tables, **shape** and **dtype** are those the op is proved for (`yupana check NAME` proves
 them again), seen on calls that its samples draw. **Gradient** tells with respect to which sources

@@ -9,6 +9,14 @@ class ShapeError(YupanaError):
     """Shapes, axes or strides that do not fit an operation."""
 
 
+class PlaceError(ShapeError, IndexError):
+    """A number beyond the end of an axis."""
+
+
+class OperandError(YupanaError, TypeError):
+    """An operand, or a use of a tensor, that Python has a sign for and this library does not."""
+
+
 class DtypeError(YupanaError):
     """A data type an operation does not take."""
 

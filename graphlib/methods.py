@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from yupana.graphlib.errors import ShapeError
+from yupana.graphlib.errors import OperandError, ShapeError
 
 if TYPE_CHECKING:
     from yupana.graphlib.dtypes import Dtype
@@ -13,10 +14,55 @@ if TYPE_CHECKING:
 Number = int | float
 
 
+def _of_one(name: str) -> Callable[[Any], Tensor]:
+    """A method without arguments, which records the op of that name."""
+
+    def method(self: Any) -> Tensor:
+        return _record(name, self)
+
+    method.__name__, method.__doc__ = name, f"See `ops.{name}`."
+    return method
+
+
 class Methods:
     """What `Tensor` inherits; each method records the op it names."""
 
     __slots__ = ()
+
+    abs = _of_one("abs")
+    argmax = _of_one("argmax")
+    ceil = _of_one("ceil")
+    cont = _of_one("cont")
+    cos = _of_one("cos")
+    detach = _of_one("detach")
+    elu = _of_one("elu")
+    erf = _of_one("erf")
+    exp = _of_one("exp")
+    expm1 = _of_one("expm1")
+    floor = _of_one("floor")
+    gelu = _of_one("gelu")
+    gelu_erf = _of_one("gelu_erf")
+    gelu_quick = _of_one("gelu_quick")
+    hardsigmoid = _of_one("hardsigmoid")
+    hardswish = _of_one("hardswish")
+    log = _of_one("log")
+    mean = _of_one("mean")
+    neg = _of_one("neg")
+    relu = _of_one("relu")
+    round = _of_one("round")
+    sgn = _of_one("sgn")
+    sigmoid = _of_one("sigmoid")
+    silu = _of_one("silu")
+    sin = _of_one("sin")
+    softplus = _of_one("softplus")
+    sqr = _of_one("sqr")
+    sqrt = _of_one("sqrt")
+    step = _of_one("step")
+    sum = _of_one("sum")
+    sum_rows = _of_one("sum_rows")
+    tanh = _of_one("tanh")
+    transpose = _of_one("transpose")
+    trunc = _of_one("trunc")
 
     def __add__(self, other: Tensor | Number) -> Tensor:
         return _record("add", self, _tensor(other, self))
@@ -53,6 +99,28 @@ class Methods:
         """The mathematical product: rows of self by columns of other, as `mul_mat` on a view."""
         return _record("mul_mat", _record("transpose", _tensor(other, self)), self)
 
+    def __pow__(self, power: Number) -> Tensor:
+        """0.5, 1, 2 and 3 by `sqrt`, `sqr` and `mul`; their negatives by `div`."""
+        if not isinstance(power, int | float) or abs(power) not in (0.5, 1, 2, 3):
+            raise OperandError(
+                f"power: got {power!r}, want 0.5, 1, 2, 3 or their negatives. Where x is above 0, "
+                "(x.log() * p).exp() is x ** p."
+            )
+        if power < 0:
+            return 1 / self**-power
+        if power == 3:
+            return self * _record("sqr", self)
+        return _record({0.5: "sqrt", 1: "dup", 2: "sqr"}[power], self)
+
+    def __abs__(self) -> Tensor:
+        return _record("abs", self)
+
+    def __contains__(self, value: object) -> bool:
+        raise OperandError(
+            "in: a tensor is not searched, as it is recorded and not computed: got "
+            f"{type(value).__name__} in a tensor, want an array. Use x.numpy()."
+        )
+
     def __getitem__(self, key: Any) -> Tensor:
         return _record("index", self, key)
 
@@ -73,61 +141,65 @@ class Methods:
         """See `ops.cast`."""
         return _record("cast", self, dtype)
 
-    def cont(self) -> Tensor:
-        """See `ops.cont`."""
-        return _record("cont", self)
+    def view(
+        self, shape: tuple[int, ...], strides: tuple[int, ...] | None = None, offset: int = 0
+    ) -> Tensor:
+        """See `ops.view`."""
+        return _record("view", self, shape, strides, offset)
 
-    def sum(self) -> Tensor:
-        """See `ops.sum`."""
-        return _record("sum", self)
+    def repeat(self, shape: tuple[int, ...]) -> Tensor:
+        """See `ops.repeat`."""
+        return _record("repeat", self, shape)
 
-    def sum_rows(self) -> Tensor:
-        """See `ops.sum_rows`."""
-        return _record("sum_rows", self)
+    def scale(self, s: float) -> Tensor:
+        """See `ops.scale`."""
+        return _record("scale", self, s)
 
-    def mean(self) -> Tensor:
-        """See `ops.mean`."""
-        return _record("mean", self)
+    def clamp(self, low: float, high: float) -> Tensor:
+        """See `ops.clamp`."""
+        return _record("clamp", self, low, high)
 
-    def sqr(self) -> Tensor:
-        """See `ops.sqr`."""
-        return _record("sqr", self)
+    def leaky_relu(self, slope: float = 0.1) -> Tensor:
+        """See `ops.leaky_relu`."""
+        return _record("leaky_relu", self, slope)
 
-    def sqrt(self) -> Tensor:
-        """See `ops.sqrt`."""
-        return _record("sqrt", self)
+    def cumsum(self, reverse: bool = False) -> Tensor:
+        """See `ops.cumsum`."""
+        return _record("cumsum", self, reverse)
 
-    def exp(self) -> Tensor:
-        """See `ops.exp`."""
-        return _record("exp", self)
+    def argsort(self, descending: bool = False) -> Tensor:
+        """See `ops.argsort`."""
+        return _record("argsort", self, descending)
 
-    def log(self) -> Tensor:
-        """See `ops.log`."""
-        return _record("log", self)
+    def top_k(self, k: int) -> Tensor:
+        """See `ops.top_k`."""
+        return _record("top_k", self, k)
 
-    def silu(self) -> Tensor:
-        """See `ops.silu`."""
-        return _record("silu", self)
+    def get_rows(self, index: Tensor) -> Tensor:
+        """See `ops.get_rows`."""
+        return _record("get_rows", self, index)
 
-    def relu(self) -> Tensor:
-        """See `ops.relu`."""
-        return _record("relu", self)
+    def mul_mat(self, x: Tensor) -> Tensor:
+        """See `ops.mul_mat`: self is the matrix, as ggml has it."""
+        return _record("mul_mat", self, x)
 
-    def tanh(self) -> Tensor:
-        """See `ops.tanh`."""
-        return _record("tanh", self)
-
-    def sigmoid(self) -> Tensor:
-        """See `ops.sigmoid`."""
-        return _record("sigmoid", self)
+    def norm(self, eps: float = 1e-5) -> Tensor:
+        """See `ops.norm`."""
+        return _record("norm", self, eps)
 
     def rms_norm(self, eps: float = 1e-6) -> Tensor:
         """See `ops.rms_norm`."""
         return _record("rms_norm", self, eps)
 
-    def soft_max(self, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    def l2_norm(self, eps: float = 1e-12) -> Tensor:
+        """See `ops.l2_norm`."""
+        return _record("l2_norm", self, eps)
+
+    def soft_max(
+        self, mask: Tensor | None = None, scale: float = 1.0, max_bias: float = 0.0
+    ) -> Tensor:
         """See `ops.soft_max`."""
-        return _record("soft_max", self, mask, scale)
+        return _record("soft_max", self, mask, scale, max_bias)
 
 
 def _record(name: str, *args: Any) -> Tensor:

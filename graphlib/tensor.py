@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -272,6 +273,24 @@ class Tensor(Methods):
             f"{self.label}: a tensor has no truth value, as it is recorded and not computed. "
             "Use item() for its value, or `is None` to ask whether there is one."
         )
+
+    def __float__(self) -> float:
+        return self.item()
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __array__(
+        self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
+    ) -> NDArray[np.generic]:
+        """What `numpy()` gives, for NumPy's functions that take arrays."""
+        if copy is False:
+            raise ShapeError("array: a tensor's value is always a copy: got copy=False, want True.")
+        return self.numpy() if dtype is None else self.numpy().astype(dtype)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Views of its parts along the first axis."""
+        return (self[k] for k in range(len(self)))
 
     def __len__(self) -> int:
         if not self.shape:

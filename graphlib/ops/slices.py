@@ -3,7 +3,7 @@
 import numpy as np
 
 from yupana.graphlib.context import tensor
-from yupana.graphlib.errors import ShapeError
+from yupana.graphlib.errors import PlaceError, ShapeError
 from yupana.graphlib.kernels.blocks import contiguous_strides
 from yupana.graphlib.op import Array, Call, Draw, ErrorSample, Result, call, op
 from yupana.graphlib.ops._rules import need_whole_rows
@@ -102,11 +102,11 @@ def index(x: Tensor, key: object) -> Tensor:
             if step < 1:
                 raise ShapeError(f"index: got step {step}, want steps of at least 1")
             parts.append((start, max(start, stop), step))
-        elif isinstance(k, int | np.integer) and -n <= k < n:
+        elif isinstance(k, int | np.integer) and not -n <= k < n:
+            raise PlaceError(f"index: got {k} for an axis of {n}, want {-n} to {n - 1}.")
+        elif isinstance(k, int | np.integer):
             parts.append((int(k) % n, int(k) % n + 1, 1))
             drop.append(axis)
         else:
-            raise ShapeError(
-                f"index: got {k!r} for an axis of {n}, want a slice or a number within"
-            )
+            raise ShapeError(f"index: got {k!r} for an axis of {n}, want a slice or a number.")
     return slice(x, tuple(parts), tuple(drop))
