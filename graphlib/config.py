@@ -17,7 +17,8 @@ from yupana.graphlib.errors import SettingError
 _PREFIX = "YUPANA_"
 
 
-def _default_threads() -> int:
+def available_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -53,7 +54,7 @@ class Config:
     threads: int = _setting(
         "threads of a program that does not say; default: the cores this process may use",
         low=1,
-        default_factory=_default_threads,
+        default_factory=available_cores,
     )
     cache_dir: str = _setting(
         "folder of compiled kernels; default: yupana in the user's cache folder",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yupana.graphlib.arguments import check_kinds
-from yupana.graphlib.config import config
+from yupana.graphlib.config import available_cores, config
 from yupana.graphlib.context import aligned_bytes
 from yupana.graphlib.dtypes import from_storage
 from yupana.graphlib.errors import GraphError
@@ -166,7 +166,9 @@ class Program:
             tables[2] = [step.chunks for step in steps]
             tables[3], tables[4] = schedule.grains, schedule.barriers
         self._tables = tables
-        self._sync = aligned_bytes(loop.SYNC_BYTES)
+        self._sync = aligned_bytes(loop.SYNC_BYTES).view(np.int64)
+        is_crowded = self.threads > available_cores()
+        self._sync[loop.SPINS // 8] = loop.SPINS_CROWDED if is_crowded else loop.SPINS_ALONE
         rows = [int(row.ctypes.data) for row in tables]
         self._header = np.array([len(steps), *rows[:6], int(self._sync.ctypes.data)], np.int64)
         size = max((step.scratch for step in steps), default=0) + 64
@@ -223,10 +225,10 @@ class Program:
             else:
                 POOL.run_aside(job, threads, self.abort)
         finally:
-            if self._sync[loop.ABORT]:
+            if self._sync[loop.ABORT // 8]:
                 # The first thread may be back before the others have read that they shall stop.
                 POOL.run_aside(lambda k: None, threads, self.abort)
-                self._sync[:] = 0
+                self._sync[: loop.SPINS // 8] = 0
                 self._tables[5:] = 0
             else:
                 self._last_s = time.perf_counter() - start
@@ -238,7 +240,7 @@ class Program:
 
     def abort(self) -> None:
         """Let a run that is under way on other threads end before its next kernel."""
-        self._sync[loop.ABORT] = 1
+        self._sync[loop.ABORT // 8] = 1
 
     def value(self, tensor: Tensor) -> NDArray[np.generic]:
         """A copy of an output's value as this program last computed it."""

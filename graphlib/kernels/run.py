@@ -27,9 +27,12 @@ STEPS, KERNELS, RECORDS, CHUNKS, GRAINS, BARRIERS, COUNTERS, SYNC = range(8)
 HEADER_WORDS = 8
 SOLO = 0  # in GRAINS: thread 0 does all; else chunks are taken this many at a time
 # Byte offsets into the words threads share, each in a cache line of its own.
-_ARRIVED, _PHASE, _STOP, ABORT = 0, 64, 128, 192
-SYNC_BYTES = 256
-_SPINS = 600  # some ten microseconds; then the core is offered to others between looks
+_ARRIVED, _PHASE, _STOP, ABORT, SPINS = 0, 64, 128, 192, 256
+SYNC_BYTES = 320
+# How often a thread looks for the others before it offers its core between looks. Where each has a
+# core of its own they are about to come, and who offers the core to another program has it back
+# some milliseconds later; on a core that two of them share the other one cannot come otherwise.
+SPINS_ALONE, SPINS_CROWDED = 10_000, 600  # a hundred microseconds or two; ten
 
 
 @njit(nogil=True)
@@ -41,10 +44,10 @@ def barrier(sync, n_threads):
         atomic_store(sync + _STOP, atomic_load(sync + ABORT))
         atomic_store(sync + _PHASE, phase + 1)
     else:
-        spins = 0
+        spins = atomic_load(sync + SPINS)
         while atomic_load(sync + _PHASE) == phase:
-            spins += 1
-            if spins < _SPINS:
+            spins -= 1
+            if spins > 0:
                 spin_hint()
             else:
                 yield_cpu()
