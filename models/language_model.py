@@ -20,6 +20,7 @@ from yupana.models.decoder import Decoder
 from yupana.models.formats import GgufFile, Metadata, Progress
 from yupana.models.formats.identify import identify
 from yupana.models.grammar import Grammar
+from yupana.models.json_schema import schema_grammar
 from yupana.models.loading import load_model
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.session import Session
@@ -112,7 +113,7 @@ class LanguageModel:
         sampling: Sampling = _DEFAULT,
         seed: int = 0,
         logit_bias: Mapping[int, float] | None = None,
-        grammar: str | None = None,
+        grammar: str | Mapping[str, Any] | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> Iterator[str]:
@@ -128,7 +129,8 @@ class LanguageModel:
             sampling: how they are drawn.
             seed: the same one gives the same text.
             logit_bias: id to a number that is added to the token's score; -inf forbids it.
-            grammar: what the continuation follows, in GBNF; see `Grammar`.
+            grammar: what the continuation follows: GBNF, see `Grammar`, or a JSON schema as a
+                mapping, see `schema_grammar`.
             stop: text, or texts, that the continuation ends before; letters that may begin one
                 come when it is clear that they do not.
             ignore_eos: forbid the tokens that end a text.
@@ -139,8 +141,7 @@ class LanguageModel:
             DataError: `grammar` is none.
         """
         kinds = LanguageModel.generate.__annotations__
-        check_kinds("generate", kinds, {"max_tokens": max_tokens, "grammar": grammar})
-        check_kinds("generate", kinds, {"ignore_eos": ignore_eos})
+        check_kinds("generate", kinds, {"max_tokens": max_tokens, "ignore_eos": ignore_eos})
         if max_tokens < 0:
             raise SettingError(f"generate: max_tokens: got {max_tokens}, want at least 0.")
         if not isinstance(sampling, Sampling):
@@ -148,6 +149,10 @@ class LanguageModel:
         bias = dict(logit_bias or {})
         if ignore_eos:
             bias |= dict.fromkeys(self.tokenizer.ends, -np.inf)
+        if isinstance(grammar, Mapping):
+            grammar = schema_grammar(grammar)
+        if not isinstance(grammar, str | None):
+            raise SettingError(f"generate: grammar: got {grammar!r}, want a text or a mapping.")
         rules = None if grammar is None else Grammar(grammar)
         writer = partial(
             Writer,

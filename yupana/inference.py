@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import sys
@@ -13,6 +14,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from yupana.graphlib.errors import DataError, SettingError
 from yupana.models.grammar import Grammar
+from yupana.models.json_schema import schema_grammar
 from yupana.models.language_model import LanguageModel, load
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.sampling_settings import BREAKERS
@@ -83,6 +85,10 @@ class TextFlags(ModelFlags):
     grammar: str = ""
     # File with such a grammar.
     grammar_file: Path | None = None
+    # JSON schema of what is written.
+    json_schema: Annotated[str, arg(aliases=["-j"])] = ""
+    # File with such a schema.
+    json_schema_file: Annotated[Path | None, arg(aliases=["-jf"])] = None
     # Never end the text: the tokens that do are forbidden.
     ignore_eos: bool = False
     # Text at which the model stops.
@@ -124,18 +130,26 @@ class TextFlags(ModelFlags):
         return read_file(self.file)
 
     def rules(self) -> Grammar | None:
-        """The grammar, from its flag or file.
+        """The grammar that the flags give.
 
         Raises:
-            SettingError: both are given, or the file is not UTF-8. DataError: it is no grammar.
+            SettingError: several are given, or a file is not UTF-8. DataError: it is no grammar.
             OSError: the system cannot read it.
         """
-        if self.grammar and self.grammar_file:
-            raise SettingError(
-                f"generate: got a grammar and the file {self.grammar_file}, want one."
-            )
-        text = read_file(self.grammar_file) if self.grammar_file else self.grammar
-        return Grammar(text) if text else None
+        flags = ("grammar", "grammar_file", "json_schema", "json_schema_file")
+        given = [name for name in flags if getattr(self, name)]
+        if len(given) > 1:
+            raise SettingError(f"generate: got {' and '.join(given)}, want one of them.")
+        if not given:
+            return None
+        value = getattr(self, given[0])
+        text = read_file(value) if isinstance(value, Path) else value
+        if given[0].startswith("grammar"):
+            return Grammar(text)
+        try:
+            return Grammar(schema_grammar(json.loads(text)))
+        except json.JSONDecodeError as e:
+            raise DataError(f"generate: {given[0]}: got no JSON, want a schema: {e}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)
