@@ -20,6 +20,7 @@ from yupana.cli import PROGRAMS, main
 from yupana.commands import cost, ops
 from yupana.graphlib.op import REGISTRY
 from yupana.models.llama_gguf import load_llama
+from yupana.train.optimiser import AdamWSettings
 from yupana.train.progress import Bar, Lines, Status
 from yupana.train.step import TrainingStep
 
@@ -276,7 +277,7 @@ def test_cost_is_what_a_run_takes(capsys, folder):
     bill = json.loads(out)["all kept"]
     settings = cost.Settings(ctx=8, batch=2, embd=16, ff=24, head=2, layer=1, n_vocab=30)
     model = cost.Llama(settings.config(30)).init()
-    step = cost.record_step(model, 2, cost.AdamWSettings())
+    step = cost.record_step(model, 2, AdamWSettings())
     plan = step.compile(threads=1).plan
     assert bill["peak"] == plan.peak
     weights = sum(-(-w.nbytes // 64) * 64 for w in model.weights.values())

@@ -39,7 +39,7 @@ _BLOCK = 1 << 22  # bytes of a file hashed at a time
 
 def adapter_entries(settings: FinetuneSettings, config: LlamaConfig) -> dict[str, Any]:
     """What a checkpoint says of the adapter and its base, with finetune's keys where they fit."""
-    names = [*(f.name for f in fields(LoraSettings)), "train_whole", "freeze", *OF_MODEL]
+    names = [*(f.name for f in fields(LoraSettings)), *OF_MODEL]
     return (
         llama_metadata(config)
         | course_entries(settings)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from yupana.graphlib.errors import SettingError
 from yupana.models.llama import LlamaConfig
 from yupana.models.quantize_types import file_type_named
-from yupana.train.lora_settings import LoraSettings
 from yupana.train.settings import FinetuneSettings
 
 
@@ -54,7 +51,7 @@ def check_outputs(settings: FinetuneSettings) -> None:
             f"finetune: rank_{norms[0]}_norm: got it with lora_out {settings.lora_out}, want a "
             "GGUF or ggla file: PEFT has no pairs of norms."
         )
-    if not (settings.train_whole or settings.lora_r or _has_rank(settings)):
+    if not (settings.train_whole or settings.has_pairs):
         raise SettingError(
             "finetune: lora_r: got 0 and no train_whole, want something to train: a rank of at "
             "least 1, or patterns of weights, as in --train-whole '*'."
@@ -64,8 +61,3 @@ def check_outputs(settings: FinetuneSettings) -> None:
             "finetune: train_whole: got no model_out, want a file for the model: adapters have no "
             "place for whole weights."
         )
-
-
-def _has_rank(settings: FinetuneSettings) -> bool:
-    ranks = [f.name for f in fields(LoraSettings) if f.name.startswith("rank_")]
-    return any(getattr(settings, name) > 0 for name in ranks) and not settings.target_modules

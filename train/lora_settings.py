@@ -87,6 +87,12 @@ class LoraSettings:
     use_rslora: bool = False
     # Train the lengths of the rows of the sum W + B · A by themselves (DoRA).
     use_dora: bool = False
+    # Weights to train as a whole, in f32, beside the adapter or, with lora-r 0, instead of one:
+    # patterns that match names, as "*_norm.weight", or "*" for all. A run needs model-out for
+    # them, since adapters have no place for them.
+    train_whole: tuple[str, ...] = ()
+    # Weights of train-whole that stay as they are, as "blk.[0-3].*" for the first four blocks.
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ranks = [f.name for f in fields(self) if f.name.startswith("rank_")]
@@ -109,6 +115,12 @@ class LoraSettings:
                 "scales the columns of an embedding, which cannot be trained here. Leave "
                 "embed_tokens out of target_modules, and rank_tok_embd at 0."
             )
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there is a rank above 0."""
+        ranks = [getattr(self, f.name) for f in fields(self) if f.name.startswith("rank_")]
+        return self.lora_r > 0 or (not self.target_modules and max(ranks) > 0)
 
     @property
     def alpha(self) -> float:

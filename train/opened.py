@@ -98,17 +98,19 @@ def load_base(file: GgufFile) -> Llama:
 
 
 def adapt(
-    base: Llama, settings: FinetuneSettings, seed: int
+    base: Llama, settings: FinetuneSettings, seed: int, no_alloc: bool = False
 ) -> tuple[Llama, TrainedAdapter, dict[str, Tensor]]:
     """The model with a fresh adapter attached, the adapter, and weights to be trained as a whole.
 
+    Args:
+        no_alloc: count only; what is trained has no values.
     Raises:
         SettingError: nothing is to be trained, or a pair that no program could use.
     """
     settings = without_tied_pair(base.config, settings)
-    model, whole = _trainable(base, settings)
+    model, whole = _trainable(base, settings, no_alloc)
     frozen = {name: w for name, w in model.weights.items() if name not in whole}
-    adapter = TrainedAdapter(frozen, settings, seed)
+    adapter = TrainedAdapter(frozen, settings, seed, no_alloc)
     if not adapter.pairs and not whole:
         raise SettingError(
             "finetune: nothing to train: got ranks of 0 for all that is in the model, want one "
@@ -118,13 +120,17 @@ def adapt(
     return model, adapter, whole
 
 
-def _trainable(base: Llama, settings: FinetuneSettings) -> tuple[Llama, dict[str, Tensor]]:
+def _trainable(
+    base: Llama, settings: FinetuneSettings, no_alloc: bool
+) -> tuple[Llama, dict[str, Tensor]]:
     """The model with the run's context; weights to be trained as a whole are f32 parameters."""
-    weights, context = dict(base.weights), Context()
+    weights, context = dict(base.weights), Context(no_alloc=no_alloc)
     whole: dict[str, Tensor] = {}
     for name in names_of_whole(settings, [*weights]):
-        values: Floats = np.concatenate([rows for _, rows in rows_of(base.weights[name])])
-        whole[name] = context.param(base.weights[name].shape, name=name).set(values)
+        whole[name] = context.param(base.weights[name].shape, name=name)
+        if not no_alloc:
+            values: Floats = np.concatenate([rows for _, rows in rows_of(base.weights[name])])
+            whole[name].set(values)
     given = {field: getattr(settings, name) for name, field in OF_MODEL.items()}
     changes = {field: value for field, value in given.items() if value is not None}
     config = replace(base.config, n_ctx=settings.ctx, **changes)

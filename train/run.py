@@ -260,6 +260,6 @@ def make_run(
             "step."
         )
     program = step.compile(settings.n_threads)
-    adapter = params.values() if factors is not None else ()
+    adapter = [p for name, p in params.items() if name.rpartition(".")[0] in (factors or {})]
     bill = make_bill(step, max(1, steps - history.step), program.threads, adapter)
     return Run(settings, step, bill, data, loop, files, limit)

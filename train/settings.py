@@ -29,7 +29,7 @@ class RunSettings(ModelSettings, TrainSettings):
     # Take the vocabulary of this model file instead.
     vocab_model: Path | None = None
     # Chat template for lines with messages, in Jinja, or chatml; the model gets it. By default that
-    # of --vocab-model.
+    # of the model that the vocabulary is from.
     chat_template: str | None = None
     # Train nothing: write the model of the checkpoint, and end.
     only_write_model: bool = False
@@ -58,15 +58,9 @@ class FinetuneSettings(TrainSettings, LoraSettings):
     lora_out: Path = Path("adapter.gguf")
     # At the end, write the model with the adapter worked in as well (GGUF).
     model_out: Path | None = None
-    # Type of the tensors of --model-out, as F32, F16 or Q8_0; by default each keeps that of the
+    # Type of the tensors of model-out, as F32, F16 or Q8_0; by default each keeps that of the
     # base.
     model_out_type: str | None = None
-    # Weights to train as a whole, in f32, beside the adapter or, with --lora-r 0, instead of one:
-    # patterns that match names, as "*_norm.weight", or "*" for all. They need --model-out, since
-    # adapters have no place for them.
-    train_whole: tuple[str, ...] = ()
-    # Weights of --train-whole that stay as they are, as "blk.[0-3].*" for the first four blocks.
-    freeze: tuple[str, ...] = ()
     # Train nothing: write the adapter of the checkpoint, and end.
     only_write_lora: bool = False
     # Added to the mean square in each norm; by default as the model says.
