@@ -115,17 +115,20 @@ class Sampler:
             NonFiniteError: a score is NaN or infinity, or none is left.
             SettingError: a biased token is not among the V.
         """
-        token = self._draw(logits, stream)
+        token, place = self._draw(logits, stream)
         if self._filter is not None:
             if not self._filter.allows(token):
-                token = self._draw(logits, stream, self._filter.allowed())
+                token, place = self._draw(logits, stream, self._filter.allowed())
             self._filter.accept(token)
             self._drawn = token
+        if self._adaptive is not None:  # draws that the grammar refused do not count
+            self._adaptive.drawn(place)
         return token
 
     def _draw(
         self, logits: ArrayLike, stream: RandomStream, allowed: NDArray[np.bool_] | None = None
-    ) -> int:
+    ) -> tuple[int, int]:
+        """A token, and its place among those that could have been drawn."""
         ids, chances = self._chances(logits, stream, allowed)
         number = stream.uniform()
         if len(ids) == 1:
@@ -136,9 +139,7 @@ class Sampler:
         if self.settings.mirostat:
             surprise = -float(log(chances[at])) / LN2
             self._mu -= self.settings.mirostat_lr * (surprise - self.settings.mirostat_ent)
-        if self._adaptive is not None:
-            self._adaptive.drawn(at)
-        return int(ids[at])
+        return int(ids[at]), at
 
     def probabilities(self, logits: ArrayLike, stream: RandomStream) -> tuple[Ids, Floats]:
         """The tokens that may come next, and the probability of each.

@@ -10,6 +10,7 @@ from yupana.graphlib.errors import NonFiniteError, SettingError
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.models.llama_gguf import save_llama
 from yupana.models.sampling import RandomStream, Sampler, Sampling
+from yupana.models.sampling_adaptive import AdaptiveP
 from yupana.models.sampling_penalties import find_breakers
 from yupana.models.tokenizer import read_tokenizer
 from yupana.models.vocabulary import Vocabulary
@@ -178,6 +179,27 @@ def test_adaptive_p_draws_tokens_of_the_wanted_probability():
     np.testing.assert_allclose(got[np.argsort(ids)], weights / weights.sum(), rtol=1e-12)
     off = Sampler(Sampling(**PLAIN, adaptive_target=0.3, samplers="temperature"))
     assert draws(off, 50, logits, seed=4) == draws(Sampler(Sampling(**PLAIN)), 50, logits, seed=4)
+
+
+def test_adaptive_p_counts_no_draw_that_the_grammar_refuses(monkeypatch):
+    class Only3:
+        """A grammar that allows token 3 alone."""
+
+        def allows(self, token):
+            return token == 3
+
+        def allowed(self):
+            return np.arange(4) == 3
+
+        def accept(self, token):
+            pass
+
+    counted = []
+    monkeypatch.setattr(AdaptiveP, "drawn", lambda self, place: counted.append(place))
+    sampler = Sampler(Sampling(**PLAIN, adaptive_target=0.3))
+    sampler._filter = Only3()
+    assert [sampler.pick(LOGITS, RandomStream(seed)) for seed in range(8)] == [3] * 8
+    assert len(counted) == 8
 
 
 def test_penalties_look_back_as_far_as_told():
