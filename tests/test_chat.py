@@ -78,6 +78,13 @@ def test_generate_streams_and_says_where_the_time_went(capsys, model):
     assert greedy(capsys, model, "-p", "the ", "-n", "6", "--no-display-prompt")[1] == out[4:]
 
 
+def test_an_error_begins_a_line_even_within_the_text(capsys, model, tmp_path):
+    cache = tmp_path / "nowhere" / "cache"
+    code, out, err = greedy(capsys, model, "-p", "the ", "--prompt-cache", str(cache), "--no-perf")
+    assert (code, out) == (1, "the \n")
+    assert f"yupana: {cache}: No such file or directory." in err  # not the temporary file's name
+
+
 @pytest.mark.parametrize("program", ["generate", "chat"])
 def test_flags_have_the_names_of_llama_cpp(capsys, program):
     out = call(capsys, program, "--help")[1]
