@@ -38,8 +38,9 @@ PROGRAM --help` prints the same.
 - Words within a flag may be joined by `_` as well as by `-`.
 - The programs that train write a file whole or not at all, and finish the step when Ctrl-C is
   pressed; pressed again, it stops at once.
-- Exit codes: 0 done; 1 a file or a value that cannot be used; 2 arguments that are none;
-  {INTERRUPTED} stopped by Ctrl-C.
+- Exit codes: 0 done; 2 an argument that is none, a value out of range, or settings that do not go
+  together or into memory; 1 all else that fails: files, what is in them, values that are not
+  finite; {INTERRUPTED} stopped by Ctrl-C.
 - What went wrong stands in one message on standard error: what was given, what was wanted, what to
   do.
 """

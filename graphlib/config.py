@@ -61,8 +61,8 @@ class Config:
         default_factory=_default_cache_dir,
     )
     debug: int = _setting(
-        "0 off, 1 creation sites in errors, 2 time per node, 3 plan, 4 value summaries and the "
-        "first non-finite node",
+        "0 off, 1 creation sites in errors, 2 time per node, 3 plan, 4 value summaries, and a stop "
+        "at a result that is NaN or infinite",
         high=4,
         default=0,
     )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yupana.graphlib.context import aligned_bytes
-from yupana.graphlib.errors import SettingError
+from yupana.graphlib.errors import NonFiniteError, SettingError
 from yupana.graphlib.kernels.compiler import function_type
 from yupana.graphlib.kernels.run import HEADER_WORDS, RUN, SYNC, SYNC_BYTES
 from yupana.graphlib.kernels.step import Step
@@ -164,9 +164,13 @@ def run_watched(program: Program, level: int, out: TextIO | None = None) -> None
 
     Args:
         level: 2 prints the time of each task; 4 also the least and the largest value of each
-            result, and marks the first task that makes a NaN or an infinity.
+            result, and stops at a NaN or an infinity. Minus infinity, which masks put into scores,
+            is marked where it comes first, and lets the run go on.
+    Raises:
+        NonFiniteError: a result is NaN or infinite, at level 4. Names it, and the first that was
+            not finite.
     """
-    is_finite = True
+    first = ""
     for k, (task, run) in enumerate(zip(program.tasks, stepwise(program), strict=True)):
         start = time.perf_counter_ns()
         run()
@@ -174,10 +178,23 @@ def run_watched(program: Program, level: int, out: TextIO | None = None) -> None
         for dst in task.dsts if level >= 4 else ():
             values = program.peek(dst)
             line += f"  {dst.label} {_span(values)}"
-            if is_finite and not np.isfinite(values).all():
-                is_finite = False
+            if not first and not np.isfinite(values).all():
+                first = f"{dst.label}, recorded at {dst.site}"
                 line += f"  <- first value that is not finite; recorded at {dst.site}"
         print(line, file=out or sys.stderr)
+        if first:
+            _stop_at_nonfinite(program, task, first)
+
+
+def _stop_at_nonfinite(program: Program, task: Task, first: str) -> None:
+    for dst in task.dsts:
+        values = program.peek(dst)
+        n_nan, n_inf = int(np.isnan(values).sum()), int((values == np.inf).sum())
+        if n_nan or n_inf:
+            raise NonFiniteError(
+                f"{task.name}: values that are not finite: got {n_nan} NaN and {n_inf} infinities "
+                f"in {dst.label}, want numbers. The first not to be finite was {first}."
+            )
 
 
 def _span(values: NDArray[np.generic]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from yupana.cli import _SWITCHES, main
+from yupana.cli import _SWITCHES, _ours, main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text("utf-8")
 # Flags of common/train.cpp, and those that two of the programs share.
@@ -53,6 +53,15 @@ def test_underscores_and_other_spellings_are_understood(capsys, tmp_path):
     (tmp_path / "t.txt").write_text("the llama eats grass; " * 40)
     arguments = f"""pretrain --train_data {tmp_path}/t.txt --model_out {tmp_path}/m.gguf --ctx 8
         --batch 2 --embd 16 --ff 24 --head 2 --layer 1 -t 1 --vocab bytes --adam_iter 1
-        --disable-restart --no-checkpointing --no-flash"""
-    assert main(arguments.split()) == 0
-    assert (tmp_path / "m.gguf").is_file()
+        """
+    for switches in ("--disable-restart --no-checkpointing --no-flash",
+                     "--disable_restart --use_checkpointing --no_flash"):  # fmt: skip
+        assert main((arguments + switches).split()) == 0
+        (tmp_path / "m.gguf").unlink()
+
+
+@pytest.mark.parametrize("flag", _SWITCHES)
+def test_other_spellings_are_those_of_ours_however_they_are_joined(flag):
+    joined = "--" + flag[2:].replace("-", "_")
+    assert _ours(joined) == _ours(flag) == _SWITCHES[flag]
+    assert _ours(joined[2:]) == (joined[2:],)  # a value stays as it is

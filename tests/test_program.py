@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import yupana as yp
-from yupana.graphlib.errors import GraphError, ShapeError
+from yupana.graphlib.errors import GraphError, NonFiniteError, ShapeError
 from yupana.graphlib.kernels import compiler
 from yupana.graphlib.kernels.run import take
 from yupana.graphlib.profile import profile
@@ -248,12 +248,24 @@ def test_debug_levels_print_times_and_name_the_first_value_that_is_not_finite(
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[-1] for line in lines] == ["sqrt", "scale", "sum"]
     monkeypatch.setattr(yp.config, "debug", 4)
+    with pytest.raises(NonFiniteError, match=r"sqrt: .* got 1 NaN and 0 infinities in sqrt \(2,\)"):
+        program.run()
+    (line,) = capsys.readouterr().err.splitlines()  # and nothing after it
+    assert "first value that is not finite" in line
+    assert "test_program.py" in line
+
+
+def test_masked_scores_do_not_stop_a_run_that_is_looked_at(monkeypatch, capsys):
+    x = yp.tensor(np.ones((2, 2)))
+    masked = yp.ops.diag_mask_inf(x)
+    program = yp.Graph(masked.soft_max()).compile(threads=1, fuse=False)
+    monkeypatch.setattr(yp.config, "debug", 4)
     program.run()
-    lines = capsys.readouterr().err.splitlines()
-    assert "first value that is not finite" in lines[0]
-    assert "test_program.py" in lines[0]
-    assert sum("first value" in line for line in lines) == 1
-    assert np.isnan(y.item())
+    lines = [line for line in capsys.readouterr().err.splitlines() if "us  " in line]
+    assert ["first value" in line for line in lines] == [True, False]
+    wrong = yp.Graph(masked - masked).compile(threads=1, fuse=False)
+    with pytest.raises(NonFiniteError, match=r"sub: .*first not to be finite was diag_mask_inf"):
+        wrong.run()
 
 
 @pytest.mark.parametrize("threads", [2, 3])

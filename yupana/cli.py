@@ -153,13 +153,18 @@ def _parse(kind: type, name: str, arguments: list[str]) -> object:
     import tyro
 
     if hasattr(kind, "checkpointing"):
-        arguments = [part for given in arguments for part in _SWITCHES.get(given, (given,))]
+        arguments = [part for given in arguments for part in _ours(given)]
     settings: Any = tyro.cli(kind, prog=f"yupana {name}", args=arguments)
     if hasattr(settings, "with_given"):
         from yupana.train.given import given_flags
 
         return settings.with_given(given_flags(kind, arguments))
     return settings
+
+
+def _ours(given: str) -> tuple[str, ...]:
+    """An argument, or what it is called here; as other flags it may be joined by `_`."""
+    return _SWITCHES.get(given.replace("_", "-"), (given,))
 
 
 def _help() -> str:
