@@ -6,6 +6,7 @@ For few rows of weights: v is read once from memory, and packing it would cost m
 """
 
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 from yupana.graphlib.kernels.compiler import Kernel
@@ -58,6 +59,8 @@ def _mix(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
     kind, size = vector(), ITEMSIZE[dtype]
     unroll = _UNROLL if rows == 1 else 1
     ahead = b.mul(v_row, const(_AHEAD))
+    all_lanes, no_lanes = mask_below(b, const(LANES)), mask_below(b, const(0))
+    is_added = b.icmp_signed("!=", adds, const(0))
 
     def part(d: Any, n: int, left: Any = None) -> None:
         """`n` vectors of the results from element `d` on, or one of them, of `left` elements."""
@@ -87,20 +90,17 @@ def _mix(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
         if unroll > 1:
             rest = b.sub(count, b.srem(count, const(unroll)))
             loop(b, rest, count, 1, lambda p: add(p, sums[0]))
-        everything = mask_below(b, const(LANES)) if mask is None else mask
-        for r in range(rows):
-            for j in range(n):
-                total = sums[0][r][j].get().value
-                for some in sums[1:]:
-                    total = b.fadd(total, some[r][j].get().value)
-                to = b.add(b.add(y, b.mul(y_row, const(r))), b.mul(d, const(4)))
-                to = b.add(to, const(4 * j * LANES))
-                before = b.select(adds_any, everything, zeros_mask)
-                total = b.fadd(total, masked_load(b, kind, to, before, 4))
-                masked_store(b, total, to, everything)
+        shown = all_lanes if mask is None else mask
+        before = b.select(is_added, shown, no_lanes)
+        for r, j in product(range(rows), range(n)):
+            total = sums[0][r][j].get().value
+            for some in sums[1:]:
+                total = b.fadd(total, some[r][j].get().value)
+            to = b.add(b.add(y, b.mul(y_row, const(r))), b.mul(d, const(4)))
+            to = b.add(to, const(4 * j * LANES))
+            total = b.fadd(total, masked_load(b, kind, to, before, 4))
+            masked_store(b, total, to, shown)
 
-    adds_any = b.icmp_signed("!=", adds, const(0))
-    zeros_mask = mask_below(b, const(0))
     loop(b, const(0), width, _WIDE * LANES, lambda d: part(d, _WIDE))
     narrow = b.sub(width, b.srem(width, const(_WIDE * LANES)))
     loop(b, narrow, b.add(width, const(LANES - 1)), LANES, lambda d: part(d, 1, b.sub(width, d)))
