@@ -103,7 +103,7 @@ def cell_attention_steps(a: CellAttention) -> list[Step]:
     words = (
         TILES.address,
         (QUANT_DOTS if k_name in QUANTIZED else DOTS)[k_name].address if goes_alone else 0,
-        MIX["f32" if v_name in QUANTIZED else v_name].address,
+        MIX[v_name if v_name in MIX else "f32"].address,
         *_place(a.q)[:3],
         *_place(a.k)[:4],
         DTYPES[k_name].itemsize,
@@ -112,6 +112,7 @@ def cell_attention_steps(a: CellAttention) -> list[Step]:
         *_place(a.v)[:4],
         0 if in_place or v_name in QUANTIZED else PACK[v_name].address,
         LOAD[v_name].address if v_name in QUANTIZED else 0,
+        int(v_name in QUANTIZED and v_name not in MIX),
         DTYPES[v_name].itemsize,
         *_place(a.y)[:3],
         *_place(a.cells),

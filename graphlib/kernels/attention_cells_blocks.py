@@ -42,6 +42,7 @@ class CellsRecord(NamedTuple):
     v_g: int
     v_pack: int  # 0: read where they lie
     v_load: int  # 0: not quantised
+    v_expands: int  # before `mix` too, which does not read it
     v_size: int
     y: int
     y_t: int

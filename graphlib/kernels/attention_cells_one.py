@@ -46,7 +46,7 @@ def attend_one(r, g, seq, t, seen, scratch):
     for p0 in range(0, seen, KEY_BLOCK):
         n = min(KEY_BLOCK, seen - p0)
         v, v_row = r[R.v] + seq * r[R.v_s] + p0 * r[R.v_n] + g * r[R.v_g], r[R.v_n]
-        if r[R.v_load] != 0:
+        if r[R.v_expands] != 0:
             v, v_row = packed_values(r, seq, g, p0, n, scratch + r[R.values_at])
         _mix(r, scratch, scores + 4 * p0, v, v_row, y, p0 > 0, n)
 

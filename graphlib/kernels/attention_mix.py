@@ -2,7 +2,8 @@
 
     y[i, d] = sum_p w[i, p] · v[p, d]  (+ y[i, d])
 
-For few rows of weights: v is read once from memory, and packing it would cost more.
+For few rows of weights: v is read once from memory, and packing it would cost more. Quantised rows
+are read likewise where their blocks are single lines.
 """
 
 from functools import partial
@@ -12,11 +13,14 @@ from typing import Any, NamedTuple
 from yupana.graphlib.kernels.compiler import Kernel
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.pointers import i64_array
+from yupana.graphlib.kernels.quant_lines import LINE, lines_of, numbers
 from yupana.graphlib.kernels.vector import (
+    DTYPES,
     F32,
     FETCHED,
     ITEMSIZE,
     LANES,
+    REGISTERS,
     const,
     load,
     load_f32,
@@ -26,12 +30,15 @@ from yupana.graphlib.kernels.vector import (
     masked_store,
     multiply_add,
     prefetch,
+    shuffle,
     splat,
     vector,
     void_intrinsic,
     zeros,
 )
+from yupana.graphlib.quants import FORMATS
 
+QUANTISED = tuple(name for name, fmt in FORMATS.items() if fmt.block == LINE)  # types of v
 ROWS = 4  # of weights that a call takes
 _WIDE = 2  # vectors of a row of v that are read together
 _UNROLL = 4  # rows of v whose sums do not wait for each other, where there is one row of weights
@@ -53,11 +60,22 @@ class MixRecord(NamedTuple):
     width: int
 
 
+def _read(b: Any, dtype: str, start: Any, n: int, mask: Any) -> list[Any]:
+    """`n` vectors of a row of v from address `start` on."""
+    if dtype in FORMATS:
+        line = numbers(b, lines_of(b, dtype, start)[0])
+        return [shuffle(b, line, line, [*range(k, k + LANES)]) for k in range(0, LINE, LANES)]
+    places = [b.add(start, const(j * LANES * ITEMSIZE[dtype])) for j in range(n)]
+    return [load_f32(b, dtype, place, LANES, mask) for place in places]
+
+
 def _mix(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
     """Write `rows` rows of y; see `_mixR_T`."""
     w, w_row, v, v_row, y, y_row, adds, count, width = args
-    kind, size = vector(), ITEMSIZE[dtype]
-    unroll = _UNROLL if rows == 1 else 1
+    kind = vector()
+    # Elements that lie together, their bytes, and vectors that are read together.
+    unit, size, wide = (1, ITEMSIZE[dtype], _WIDE) if dtype in DTYPES else _of_lines(dtype)
+    unroll = max(min(_UNROLL, REGISTERS // 2 // wide), 1) if rows == 1 else 1
     ahead = b.mul(v_row, const(_AHEAD))
     all_lanes, no_lanes = mask_below(b, const(LANES)), mask_below(b, const(0))
     is_added = b.icmp_signed("!=", adds, const(0))
@@ -71,11 +89,10 @@ def _mix(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
         ]
 
         def add(p: Any, some: list[list[Cell]]) -> None:
-            start = b.add(b.add(v, b.mul(v_row, p)), b.mul(d, const(size)))
-            for near in range(0, n * LANES * size, FETCHED):
+            start = b.add(b.add(v, b.mul(v_row, p)), b.mul(b.sdiv(d, const(unit)), const(size)))
+            for near in range(0, n * LANES // unit * size, FETCHED):
                 prefetch(b, b.add(b.add(start, ahead), const(near)))
-            places = [b.add(start, const(j * LANES * size)) for j in range(n)]
-            values = [load_f32(b, dtype, place, LANES, mask) for place in places]
+            values = _read(b, dtype, start, n, mask)
             for r, totals in enumerate(some):
                 place = b.add(b.add(w, b.mul(w_row, const(r))), b.mul(p, const(4)))
                 weight = splat(b, load(b, F32, place, 4))
@@ -101,18 +118,21 @@ def _mix(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
             total = b.fadd(total, masked_load(b, kind, to, before, 4))
             masked_store(b, total, to, shown)
 
-    loop(b, const(0), width, _WIDE * LANES, lambda d: part(d, _WIDE))
-    narrow = b.sub(width, b.srem(width, const(_WIDE * LANES)))
-    loop(b, narrow, b.add(width, const(LANES - 1)), LANES, lambda d: part(d, 1, b.sub(width, d)))
+    loop(b, const(0), width, wide * LANES, lambda d: part(d, wide))
+    if dtype in DTYPES:  # a row of blocks is none that vectors do not fill
+        rest, end = b.srem(width, const(wide * LANES)), b.add(width, const(LANES - 1))
+        loop(b, b.sub(width, rest), end, LANES, lambda d: part(d, 1, b.sub(width, d)))
+
+
+def _of_lines(name: str) -> tuple[int, int, int]:
+    return LINE, FORMATS[name].nbytes, LINE // LANES
 
 
 # _mixR_T(w, w_row, v, v_row, y, y_row, adds, count, width): R rows, with v of dtype T.
-_mix1_f32 = void_intrinsic("attention_mix1_f32", 9, partial(_mix, 1, "f32"))
-_mix1_f16 = void_intrinsic("attention_mix1_f16", 9, partial(_mix, 1, "f16"))
-_mix1_bf16 = void_intrinsic("attention_mix1_bf16", 9, partial(_mix, 1, "bf16"))
-_mix4_f32 = void_intrinsic("attention_mix4_f32", 9, partial(_mix, ROWS, "f32"))
-_mix4_f16 = void_intrinsic("attention_mix4_f16", 9, partial(_mix, ROWS, "f16"))
-_mix4_bf16 = void_intrinsic("attention_mix4_bf16", 9, partial(_mix, ROWS, "bf16"))
+_mix_of = {
+    (rows, name): void_intrinsic(f"attention_mix{rows}_{name}", 9, partial(_mix, rows, name))
+    for rows, name in product((1, ROWS), (*DTYPES, *QUANTISED))
+}
 
 _M = MixRecord(*range(len(MixRecord._fields)))  # word numbers
 # What a Kernel binds: the sums of one row and of ROWS.
@@ -141,7 +161,6 @@ def mix(record, begin, end, scratch):
 
 
 MIX = {
-    "f32": Kernel(mix, "f32", mix_one=_mix1_f32, mix_four=_mix4_f32),
-    "f16": Kernel(mix, "f16", mix_one=_mix1_f16, mix_four=_mix4_f16),
-    "bf16": Kernel(mix, "bf16", mix_one=_mix1_bf16, mix_four=_mix4_bf16),
+    name: Kernel(mix, name, mix_one=_mix_of[1, name], mix_four=_mix_of[ROWS, name])
+    for name in (*DTYPES, *QUANTISED)
 }
