@@ -228,6 +228,7 @@ def load(
     mlock: bool = False,
     validate: bool = False,
     progress: Progress | None = None,
+    overrides: Mapping[str, bool | int | float | str] | None = None,
     **settings: Any,
 ) -> LanguageModel:
     """Open a model file for inference; its weights stay in the mapped file.
@@ -243,6 +244,7 @@ def load(
         validate: refuse weights, or scales of quantised ones, that are not finite.
         progress: called with the part (0 to 1) of the weights that is there, after each tensor;
             returning False cancels.
+        overrides: metadata in place of what the file has, as {"llama.rope.freq_base": 1e6}.
         settings: of the sessions it will read with, such as n_ctx, cache and threads; see
             `Session`.
     Raises:
@@ -274,6 +276,7 @@ def load(
         mlock=mlock,
         validate=validate,
         progress=progress,
+        overrides=overrides,
     )
     model = LanguageModel(load_model(file), file, **settings)
     for entry in adapters:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import yupana as yp
 from tests.command_line import call
 from yupana.models.formats import GgufFile, write_gguf
 from yupana.models.llama import Llama, LlamaConfig
@@ -346,3 +347,20 @@ def test_a_grammar_leads_the_text(capsys, model, tmp_path):
     code, _, err = greedy(capsys, model, "-p", "the ", *given[0], *given[1])
     assert code
     assert "want one" in err
+
+
+def test_metadata_can_be_given_in_place_of_the_files(capsys, model):
+    given = {"llama.rope.freq_base": 5.0, "tokenizer.ggml.add_bos_token": True, "llama.more": 3}
+    loaded = yp.load(model, overrides=given)
+    assert loaded.model.config.rope_base == 5.0
+    assert loaded.metadata["llama.more"] == 3
+    assert len(loaded.metadata) == len([*loaded.metadata]) > 10
+    assert yp.load(model).model.config.rope_base == 10000.0
+    flags = ["-p", "the ", "-n", "1", "--override-kv"]
+    code, _, err = greedy(capsys, model, *flags, "llama.context_length=int:3")
+    assert code
+    assert "the prompt is too long: got 4 tokens, want at most 2" in err
+    for wrong in ("llama.context_length", "a=int:x", "a=bool:1", "a=list:1"):
+        code, _, err = greedy(capsys, model, *flags, wrong)
+        assert code
+        assert f"got {wrong!r}, want KEY=TYPE:VALUE" in err

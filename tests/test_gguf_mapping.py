@@ -282,7 +282,7 @@ def test_flags_say_how_the_model_is_loaded(model_file, monkeypatch, capsys, flag
 
     monkeypatch.setattr(language_model, "GgufFile", open_file)
     assert main(["generate", str(model_file), "-p", "a", "-n", "1", flag]) == 0
-    usual = {"mmap": True, "validate": False, "progress": None}
+    usual = {"mmap": True, "validate": False, "progress": None, "overrides": {}}
     usual |= dict.fromkeys(("prefetch", "random_access", "mlock"), False)
     assert opened == [usual | option]
 

@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,8 @@ class ModelFlags:
     mlock: bool = False
     # Refuse weights, and scales of quantised ones, that are not finite.
     check_tensors: bool = False
+    # Metadata in place of what the file has: KEY=TYPE:VALUE, with type int, float, bool or str.
+    override_kv: UseAppendAction[tuple[str, ...]] = ()
 
     @property
     def adapters(self) -> list[tuple[Path, float]]:
@@ -183,6 +186,7 @@ def open_model(flags: ModelFlags) -> LanguageModel:
         random_access=flags.random_access,
         mlock=flags.mlock,
         validate=flags.check_tensors,
+        overrides=parse_overrides(flags.override_kv),
     )
 
 
@@ -273,6 +277,37 @@ def parse_biases(texts: tuple[str, ...]) -> dict[int, float]:
             )
         biases[int(found[1])] = float(found[2])
     return biases
+
+
+_VALUES: Mapping[str, Callable[[str], bool | int | float | str]] = {
+    "int": int,
+    "float": float,
+    "bool": {"true": True, "false": False}.__getitem__,
+    "str": str,
+}
+
+
+def parse_overrides(texts: tuple[str, ...]) -> dict[str, bool | int | float | str]:
+    """Metadata as the command line has it.
+
+    Raises:
+        SettingError: one is not of the form KEY=TYPE:VALUE, or no value of its type.
+
+    >>> parse_overrides(("llama.rope.freq_base=float:1e6", "general.name=str:a=b:c"))
+    {'llama.rope.freq_base': 1000000.0, 'general.name': 'a=b:c'}
+    """
+    found = {}
+    for text in texts:
+        key, _, rest = text.partition("=")
+        kind, _, value = rest.partition(":")
+        try:
+            found[key] = _VALUES[kind](value)
+        except (KeyError, ValueError):
+            raise SettingError(
+                f"override-kv: got {text!r}, want KEY=TYPE:VALUE with type int, float, bool (true "
+                "or false) or str, as llama.rope.freq_base=float:1e6."
+            ) from None
+    return found
 
 
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}

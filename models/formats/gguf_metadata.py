@@ -33,23 +33,33 @@ class Metadata(Mapping[str, Value]):
 
     Scalars come as bool, int, float or str; arrays of strings as a list (decoded once), other
     arrays as a read-only NumPy array (a view of the file where its byte order is ours).
+
+    Args:
+        cursor: the file.
+        entries: where the values stand.
+        instead: values that are given in place of those of the file, or beside them.
     """
 
-    def __init__(self, cursor: Cursor, entries: dict[str, _Entry]) -> None:
+    def __init__(
+        self, cursor: Cursor, entries: dict[str, _Entry], instead: Mapping[str, Value] | None = None
+    ) -> None:
         self._cursor = cursor
         self._entries = entries
+        self._instead = dict(instead or {})
         self._texts: dict[str, list[str]] = {}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter({**self._entries, **self._instead})
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries.keys() | self._instead.keys())
 
     def __contains__(self, key: object) -> bool:
-        return key in self._entries
+        return key in self._entries or key in self._instead
 
     def __getitem__(self, key: str) -> Value:
+        if key in self._instead:
+            return self._instead[key]
         entry = self._entry(key)
         cursor = self._cursor.at(entry.position)
         if entry.count is not None:
@@ -58,6 +68,10 @@ class Metadata(Mapping[str, Value]):
             return cursor.text(f"value of {shown(key)}")
         value = cursor.number(str(entry.kind.dtype), f"value of {shown(key)}")
         return bool(value) if entry.kind is BOOL else value
+
+    def with_values(self, values: Mapping[str, bool | int | float | str]) -> "Metadata":
+        """The same with other values, which the file need not have."""
+        return Metadata(self._cursor, self._entries, {**self._instead, **values})
 
     def type_name(self, key: str) -> str:
         """The type in the file, as "UINT32" or "ARRAY[STRING]"."""

@@ -1,6 +1,6 @@
 """Reading GGUF: files are mapped, headers are checked, tensors are views into the map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +46,7 @@ class GgufFile:
         validate: `tensor` refuses tensors that hold numbers, or scales, that are not finite.
         progress: called by `tensor` with the part (0 to 1) of all tensors' bytes taken so far;
             returning False cancels.
+        overrides: values of metadata in place of those of the file, or beside them.
 
     Raises:
         FileFormatError: the bytes are not a GGUF file; names the field and its offset.
@@ -81,6 +82,7 @@ class GgufFile:
         mlock: bool = False,
         validate: bool = False,
         progress: Progress | None = None,
+        overrides: Mapping[str, bool | int | float | str] | None = None,
     ) -> None:
         def read(part: Path) -> Header:
             advice = {"prefetch": prefetch, "random_access": random_access}
@@ -92,7 +94,7 @@ class GgufFile:
         self.parts = [header.cursor.path for header in self._headers]
         self.byte_order = "little" if first.cursor.order == "<" else "big"
         self.version = first.version
-        self.metadata = first.metadata
+        self.metadata = first.metadata.with_values(overrides or {})
         self.alignment = first.alignment
         self.data_offset = first.data_offset
         self.tensors = Tensors(self.path, join_tensors(self._headers))
