@@ -175,7 +175,7 @@ def test_other_bad_json_files(tmp_path):
     with pytest.raises(DataError, match="empty file, want lines of JSON"):
         read_corpus(path, BYTES, DataRules(), 8)
     write(path, LINES[:1])
-    with pytest.raises(SettingError, match="its lines are the samples"):
+    with pytest.raises(SettingError, match="its entries are the samples"):
         read_corpus(path, BYTES, DataRules(sample_start="#"), 8)
 
 

@@ -1,34 +1,31 @@
-"""From files to samples: plain text by finetune's rules, or JSON lines."""
+"""From files to samples: plain text by finetune's rules, or JSON."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 
-from yupana.graphlib.errors import DataError, SettingError, YupanaError, require
+from yupana.graphlib.errors import SettingError, require
 from yupana.train.corpus import Codec, Corpus, Ids, make_corpus
+from yupana.train.forms import Entry, Template, read_entry
+from yupana.train.json_data import read_json
 from yupana.train.text import (
     PIECE,
     in_pieces,
-    not_utf8,
-    open_data,
     overlapping_samples,
     read_blocks,
     split_samples,
     unescape,
 )
 
-# Messages, and whether the turn of the assistant shall be opened at the end; to text.
-Template = Callable[[Sequence[Mapping[str, Any]], bool], str]
 Part = tuple[Ids, bool]  # ids, and whether a sample ends with them
-_T = TypeVar("_T")
+
+__all__ = ["DataRules", "Template", "is_json", "read_corpus", "read_texts", "text_corpus"]
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-_FORMS = '{"text": …}, {"prompt": …, "completion": …} or {"messages": […]}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,7 @@ def read_corpus(
     n_ctx: int,
     template: Template | None = None,
 ) -> Corpus:
-    """The samples of a file: JSON lines by its suffix (.jsonl, .ndjson, .json), else plain text.
+    """The samples of a file: of JSON by its suffix (.jsonl, .ndjson, .json), else plain text.
 
     Args:
         template: makes text of chat messages; needed where there are some.
@@ -92,17 +89,20 @@ def read_corpus(
     rules.check_data()
     if rules.sample_start:
         raise SettingError(
-            f"data: sample_start: got {rules.sample_start!r} for {path}, want none: its lines are "
-            "the samples."
+            f"data: sample_start: got {rules.sample_start!r} for {path}, want none: its entries "
+            "are the samples."
         )
-    parts = (
-        (i, True) for i in _lines(path, lambda raw: _ids(_parsed(raw, rules, template), codec))
-    )
+    ends = wants_eos(rules)
+
+    def ids(entry: Any) -> Ids:
+        return _ids(read_entry(entry, template, rules.train_on_prompt, ends), codec)
+
+    parts = ((ids, True) for ids in read_json(path, ids))
     return make_corpus(parts, n_ctx, codec.bos is not None)
 
 
 def is_json(path: str | PathLike[str]) -> bool:
-    """Whether a file is read as JSON lines."""
+    """Whether a file is read as JSON."""
     return Path(path).suffix.lower() in JSON_SUFFIXES
 
 
@@ -159,15 +159,6 @@ def _encoded(texts: Iterable[tuple[str, bool]], codec: Codec, has_end: bool) -> 
             yield np.array(end, np.int32), True
 
 
-class _Line(NamedTuple):
-    """A line of JSON as text."""
-
-    text: str
-    answers: list[tuple[int, int]] | None  # (begin, end) of what is learned; None: all
-    special: bool  # control tokens written out in it are tokens
-    has_end: bool  # an end token follows
-
-
 def read_texts(path: str | PathLike[str], template: Template | None = None) -> Iterator[str]:
     """All the text of a file, in pieces, for making a vocabulary.
 
@@ -177,55 +168,10 @@ def read_texts(path: str | PathLike[str], template: Template | None = None) -> I
     if not is_json(path):
         yield from read_blocks(path)
         return
-    yield from _lines(path, lambda raw: _parsed(raw, DataRules(), template).text)
+    yield from read_json(path, lambda entry: read_entry(entry, template).text)
 
 
-def _lines(path: str | PathLike[str], make: Callable[[str], _T]) -> Iterator[_T]:
-    """What `make` makes of each line that is not blank; its errors get file and line number."""
-    path, is_empty = Path(path), True
-    with open_data(path) as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as e:
-                at = file.tell() - len(raw) + e.start
-                raise not_utf8(path, e, at, number) from None
-            if not text:
-                continue
-            is_empty = False
-            try:
-                yield make(text)
-            except YupanaError as e:
-                raise DataError(f"train data: {path}: line {number}: {e}") from None
-    if is_empty:
-        raise DataError(f"train data: {path}: got an empty file, want lines of JSON: {_FORMS}.")
-
-
-def _parsed(raw: str, rules: DataRules, template: Template | None) -> _Line:
-    try:
-        entry = json.loads(raw)
-    except ValueError as e:
-        where = f" at column {e.colno}" if isinstance(e, json.JSONDecodeError) else ""
-        raise DataError(
-            f"not JSON{where}: got {raw[:40]!r}, want one object in one line: {_FORMS}."
-        ) from None
-    if not isinstance(entry, dict):
-        raise DataError(f"got {type(entry).__name__}, want an object: {_FORMS}.")
-    if "messages" in entry:
-        text, answers = _chat(entry["messages"], template, rules)
-        return _Line(text, None if rules.train_on_prompt else answers, True, False)
-    if "prompt" in entry and "completion" in entry:
-        prompt = _string(entry, "prompt")
-        text = prompt + _string(entry, "completion")
-        return _Line(
-            text, None if rules.train_on_prompt else [(len(prompt), len(text))], False, True
-        )
-    if "text" in entry:
-        return _Line(_string(entry, "text"), None, False, wants_eos(rules))
-    raise DataError(f"no known form: got keys {[*entry]}, want {_FORMS}.")
-
-
-def _ids(line: _Line, codec: Codec) -> Ids:
+def _ids(line: Entry, codec: Codec) -> Ids:
     """The ids of a line; those not learned as their complements.
 
     A token that reaches over the beginning of an answer belongs to it. The end of an answer is
@@ -242,54 +188,9 @@ def _ids(line: _Line, codec: Codec) -> Ids:
     return ids
 
 
-def _string(entry: Mapping[str, Any], key: str) -> str:
-    value = entry[key]
-    if not isinstance(value, str):
-        raise DataError(f"{key}: got {type(value).__name__}, want a string.")
-    return value
-
-
 def _shared(ids: Ids, text: str, codec: Codec, special: bool) -> int:
     """How many tokens at the beginning of `ids` are those of `text`."""
     prefix = np.asarray(codec.encode(text, special), np.int32)
     n = min(len(ids), len(prefix))
     differ = np.flatnonzero(ids[:n] != prefix[:n])
     return int(differ[0]) if len(differ) else n
-
-
-def _chat(
-    messages: Any, template: Template | None, rules: DataRules
-) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation, and where in it the assistant speaks."""
-    if template is None:
-        raise DataError(
-            "messages: got a conversation, want a chat template for it. Use a model that has one, "
-            "pass --chat-template, or write lines with text, or with prompt and completion."
-        )
-    if not isinstance(messages, list) or not all(_is_message(m) for m in messages):
-        raise DataError(
-            'messages: got something else, want a list of {"role": …, "content": …} objects.'
-        )
-    for k, message in enumerate(messages):
-        content = message.get("content")
-        # Templates write lists of parts, and calls of tools, each in their own way.
-        if not isinstance(content, str | list) and "tool_calls" not in message:
-            got = type(content).__name__ if "content" in message else "none"
-            raise DataError(f"messages: content of message {k + 1}: got {got}, want a string.")
-    whole = template(messages, False)
-    answers: list[tuple[int, int]] = []
-    for k, message in enumerate(messages):
-        if message["role"] != "assistant" or rules.train_on_prompt:
-            continue
-        before, through = template(messages[:k], True), template(messages[: k + 1], False)
-        if not (through.startswith(before) and whole.startswith(through)):
-            raise DataError(
-                f"messages: the template writes message {k + 1} differently when others follow: "
-                "the answer cannot be told from the rest. Set train_on_prompt to learn all."
-            )
-        answers.append((len(before), len(through)))
-    return whole, answers
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("role"), str)

@@ -39,8 +39,8 @@ class RunSettings(ModelSettings, TrainSettings):
 class PretrainSettings(RunSettings):
     """Train a small LLaMA from scratch on a text of your own."""
 
-    # What to learn: text in UTF-8; or, by the name's end, JSON lines (.jsonl, .ndjson, .json).
-    # Needed wherever something is trained.
+    # What to learn: text in UTF-8; or, by the name's end, JSON lines (.jsonl, .ndjson, .json) or an
+    # array (.json). Needed wherever something is trained.
     train_data: Path | None = None
 
 
@@ -50,8 +50,8 @@ class FinetuneSettings(TrainSettings, LoraSettings):
 
     # Model to adapt (GGUF); it is mapped and never changed.
     model_base: Path
-    # What to learn: text in UTF-8; or, by the name's end, JSON lines (.jsonl, .ndjson, .json).
-    # Needed wherever something is trained.
+    # What to learn: text in UTF-8; or, by the name's end, JSON lines (.jsonl, .ndjson, .json) or an
+    # array (.json). Needed wherever something is trained.
     train_data: Path | None = None
     # Adapter to write: a GGUF for llama.cpp; by the name's end a ggla file (.bin), or a folder of
     # PEFT (no ending). The best one by validation loss goes to NAME-best beside it.

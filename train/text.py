@@ -44,7 +44,7 @@ def read_blocks(path: str | PathLike[str]) -> Iterator[str]:
     """
     path = Path(path)
     decoder = codecs.getincrementaldecoder("utf-8")()
-    n_bytes, n_lines = 0, 1
+    n_bytes, n_lines, is_first = 0, 1, True
     with open_data(path) as file:
         while True:
             try:
@@ -57,8 +57,8 @@ def read_blocks(path: str | PathLike[str]) -> Iterator[str]:
             except UnicodeDecodeError as e:
                 at = n_bytes - waiting + e.start
                 raise not_utf8(path, e, at, n_lines + e.object.count(b"\n", 0, e.start)) from None
-            if n_bytes == 0:
-                text = text.removeprefix("\ufeff")  # a byte order mark is no part of the text
+            if text and is_first:
+                text, is_first = text.removeprefix("\ufeff"), False  # it is no part of the text
             n_bytes += len(block)
             n_lines += block.count(b"\n")
             if text:
