@@ -46,7 +46,7 @@ def refusal(name, arguments):
         (lambda: ops.add(X, None), "add: got None as b, want Tensor"),
         (lambda: ops.concat(X, 3.0), "concat: got 3.0 as parts, want Tensor"),
         (lambda: ops.soft_max(X, np.ones(3)), "soft_max: got ndarray as mask, want Tensor | None"),
-        (lambda: ops.repeat(X, "ab"), "repeat: got 'ab' as shape, want tuple[int, ...]"),
+        (lambda: ops.repeat(X, "ab"), "repeat: got shape 'ab', want whole numbers."),
         (lambda: ops.permute(X, 1.5), "permute: got 1.5 as axes, want tuple[int, ...]"),
         (lambda: ops.scale(X, None), "scale: got None as s, want float"),
     ],

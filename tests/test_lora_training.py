@@ -193,7 +193,7 @@ def test_a_frozen_matrix_gets_no_gradient_and_is_not_expanded():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"lora_r": 0}, "lora_r is out of range: got 0"),
+        ({"lora_r": -1}, "lora_r is out of range: got -1"),
         ({"lora_dropout": 1.0}, "lora_dropout is out of range: got 1.0"),
         ({"rank_wq": -2}, "rank_wq is out of range: got -2"),
         ({"lora_layers": "1-"}, "ranges such as 0-3,7"),

@@ -22,11 +22,12 @@ TEXT = "the llama eats grass, the condor flies; " * 60
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A text and a model."""
+    """A text, a model, and checkpoints of it and of an adapter."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "text.txt").write_text(TEXT)
     (folder / "lines.jsonl").write_text('{"text": "the llama eats grass"}\n' * 9)
     assert pretrain(folder, "--model-out", "base.gguf", "--checkpoint-out", "state.gguf") == 0
+    assert finetune(folder, "--lora-out", "l.gguf", "--checkpoint-out", "adapter-state.gguf") == 0
     return folder
 
 
@@ -79,8 +80,8 @@ def contents(folder):
         ("--lora-out a.gguf --log-out text.txt", "log_out: got text.txt, which is train_data"),
         ("--lora-out a-ITERATION.gguf --checkpoint-out a-5.gguf", "which is lora_out"),
         ("--lora-out a-5.gguf --checkpoint-out a-ITERATION.gguf", "which is lora_out"),
-        ("--lora-out state.gguf --checkpoint-in state.gguf", "which is checkpoint_in"),
-        ("--lora-out base.gguf --checkpoint-in state.gguf --only-write-lora", "model_base"),
+        ("--lora-out adapter-state.gguf --checkpoint-in adapter-state.gguf", "is checkpoint_in"),
+        ("--lora-out base.gguf --checkpoint-in adapter-state.gguf --only-write-lora", "model_base"),
     ],
 )
 def test_an_adapter_takes_no_others_place(folder, capsys, arguments, words):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from yupana.graphlib.context import tensor  # noqa: F401 - for the examples
 from yupana.graphlib.errors import ShapeError
 from yupana.graphlib.kernels import pooling as kernels
 from yupana.graphlib.kernels.step import Step
