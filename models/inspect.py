@@ -59,7 +59,8 @@ class Summary:
 
     Attributes:
         format: of the file, as "GGUF version 3, little-endian".
-        holds: "model", "adapter", "checkpoint", "vocabulary" or "tensors".
+        holds: "model", "adapter", "checkpoint", "vocabulary", "prompt cache" or
+            "tensors".
         entries: what is said beside the tensors; lists as `Listed`.
         tensors: in the file's order.
         entry_types: of GGUF's entries, as "UINT32" or "ARRAY[STRING]".
@@ -176,8 +177,8 @@ def _gguf(path: Path, n_shown: int | None) -> Summary:
 def _holds(entries: Mapping[str, Any], n_tensors: int) -> str:
     if "training.type" in entries:
         return "checkpoint"
-    if entries.get("general.type") == "adapter":
-        return "adapter"
+    if entries.get("general.type") in ("adapter", "prompt-cache"):
+        return str(entries["general.type"]).replace("-", " ")
     if "general.architecture" not in entries:
         return "tensors"
     if not n_tensors and "tokenizer.ggml.tokens" in entries:

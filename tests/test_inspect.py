@@ -48,6 +48,14 @@ def test_gguf_is_shown_as_a_table_and_as_json(tmp_path, capsys):
     assert (found["elements"], found["bytes"], found["types"]) == (38, 58, {"F32": 1, "Q8_0": 1})
 
 
+@pytest.mark.parametrize(
+    ("kind", "holds"), [("adapter", "adapter"), ("prompt-cache", "prompt cache"), ("x", "tensors")]
+)
+def test_files_say_what_they_are(tmp_path, kind, holds):
+    write_gguf(tmp_path / "m.gguf", {"general.type": kind}, {"w": np.ones(1, np.float32)})
+    assert inspect_file(tmp_path / "m.gguf").holds == holds
+
+
 def test_lists_are_shown_in_full_where_asked(tmp_path, capsys):
     path, words = tmp_path / "m.gguf", [f"w{k}" for k in range(50)]
     write_gguf(path, {"tokenizer.ggml.tokens": words, "n": np.arange(50, dtype=np.int32)}, {})
