@@ -62,6 +62,8 @@ def test_pretraining_takes_a_template_and_the_model_has_it(talks, given, source,
     whole, learned = text_learned(run)
     assert whole.startswith(("<|im_start|>user\nwhat is 0", "<user>what is 0"))
     assert learned.rstrip("\n").removesuffix("<|im_end|>") == "0 is 0"
+    ids = run.data.training.segments(0)[0]
+    assert ids[-1] == run.vocabulary.end  # no token of its own ends the turn
     run.train()
     assert template_of(out) == source
 

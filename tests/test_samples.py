@@ -117,9 +117,11 @@ def write(path, lines):
 def test_only_answers_of_json_lines_are_learned(tmp_path):
     path = write(tmp_path / "d.jsonl", LINES)
     corpus = read_corpus(path, BYTES, DataRules(), 64, chat)
-    assert shown(corpus) == ["plain|", "IN out|", "<S>S;<U>HI;<A>yes;<U>WHY;<A>so;"]
+    assert shown(corpus) == ["plain|", "IN out|", "<S>S;<U>HI;<A>yes;<U>WHY;<A>so;|"]
     everything = read_corpus(path, BYTES, DataRules(train_on_prompt=True), 64, chat)
-    assert shown(everything) == ["plain|", "in out|", "<s>s;<u>hi;<a>yes;<u>why;<a>so;"]
+    assert shown(everything) == ["plain|", "in out|", "<s>s;<u>hi;<a>yes;<u>why;<a>so;|"]
+    controls = Codec(BYTES.encode, None, EOS, longest=1)  # of which the template writes its own end
+    assert shown(read_corpus(path, controls, DataRules(), 64, chat))[2].endswith("<A>so;")
     assert [*read_texts(path, chat)] == [
         "plain",
         "in out",
@@ -187,7 +189,7 @@ def test_a_template_that_rewrites_what_was_said_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"line 1: .*message 3 differently.*train_on_prompt"):
         read_corpus(path, BYTES, DataRules(), 8, forgetful)
     rules = DataRules(train_on_prompt=True)
-    assert shown(read_corpus(path, BYTES, rules, 8, forgetful)) == ["<a>so;"]
+    assert shown(read_corpus(path, BYTES, rules, 8, forgetful)) == ["<a>so;|"]
 
 
 @pytest.mark.parametrize(("suffix", "start"), [("txt", "#"), ("txt", ""), ("jsonl", "")])

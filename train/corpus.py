@@ -28,12 +28,14 @@ class Codec:
         bos: the token that begins a text; None where there is none, or prompts do not get it.
         eos: the token that ends a text; None where there is none.
         longest: bytes of the longest token as stored.
+        has_control: there are control tokens to write out; else turns end with plain text.
     """
 
     encode: Callable[[str, bool], ArrayLike]
     bos: int | None
     eos: int | None
     longest: int
+    has_control: bool = True
 
     @classmethod
     def of(cls, words: Vocabulary | Tokenizer) -> "Codec":
@@ -45,7 +47,7 @@ class Codec:
         """
         longest = max(len(token.encode()) for token in words.tokens)
         if isinstance(words, Vocabulary):
-            return cls(lambda text, special: words.encode(text), None, words.end, longest)
+            return cls(lambda text, special: words.encode(text), None, words.end, longest, False)
 
         def encode(text: str, special: bool) -> ArrayLike:
             return words.encode(text, add_special=False, parse_special=special)

@@ -183,7 +183,9 @@ def _ids(line: Entry, codec: Codec) -> Ids:
         learned[_shared(ids, line.text[:begin], codec, line.special) :] = True
         learned[_shared(ids, line.text[:end], codec, line.special) :] = False
     ids = np.where(learned, ids, ~ids)
-    if line.has_end and codec.eos is not None and len(ids):
+    # A conversation ends with what its template writes, but where that is no token.
+    has_end = line.has_end or (line.special and not codec.has_control)
+    if has_end and codec.eos is not None and len(ids):
         ids = np.append(ids, np.int32(codec.eos))
     return ids
 
