@@ -8,8 +8,9 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from yupana.graphlib.kernels.columns import ROWS, Ahead, fetch, in_groups
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_dots import ROWS, Ahead, dots, fetch, in_groups
+from yupana.graphlib.kernels.gemm_dots import dots
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.quant_lines import LINE, Line, lines_of, numbers
 from yupana.graphlib.kernels.vector import (

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
+from yupana.graphlib.kernels.columns import ROWS, Ahead, in_groups
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_dots import ROWS, Ahead, dots, dots_record, in_groups
+from yupana.graphlib.kernels.gemm_dots import dots, dots_record
 from yupana.graphlib.kernels.gemm_plan import Gemm, Matrix, has_near_outputs
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.pointers import i64_array

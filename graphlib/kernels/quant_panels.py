@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from yupana.graphlib.kernels.columns import with_addend
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_dots import with_addend
 from yupana.graphlib.kernels.gemm_plan import Gemm, has_near_outputs, rows_of
 from yupana.graphlib.kernels.lanes import Cell, Lanes
 from yupana.graphlib.kernels.pointers import i64_array
