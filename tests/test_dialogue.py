@@ -5,8 +5,8 @@ import io
 import pytest
 
 from yupana.dialogue import RawDialogue, TemplateDialogue, Turn
+from yupana.flag_values import parse_biases, unescape
 from yupana.graphlib.errors import SettingError
-from yupana.inference import parse_biases, unescape
 from yupana.models.chat_template import CHATML, ChatTemplate, special_words
 from yupana.models.tokenizer import read_tokenizer
 from yupana.models.tokenizer_bytes import LETTERS

@@ -10,6 +10,7 @@ from tyro.conf import arg
 
 from yupana.cache_file import CacheFile
 from yupana.dialogue import Dialogue, RawDialogue, TemplateDialogue
+from yupana.flag_values import read_file
 from yupana.graphlib.errors import SettingError, YupanaError
 from yupana.inference import (
     WritingFlags,
@@ -17,7 +18,6 @@ from yupana.inference import (
     check_characters,
     open_model,
     open_writer,
-    read_file,
     say,
 )
 from yupana.models.chat_template import CHATML, ChatTemplate, special_words

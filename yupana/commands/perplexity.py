@@ -11,7 +11,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from yupana.inference import ModelFlags, open_model, read_file, say
+from yupana.flag_values import read_file
+from yupana.inference import ModelFlags, open_model, say
 from yupana.models.perplexity import Estimate, perplexity
 from yupana.models.timings import Timings
 

@@ -1,0 +1,97 @@
+"""Values of flags that are texts of a form of their own: biases, metadata, escapes, files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from yupana.graphlib.errors import SettingError
+
+
+def read_file(path: Path) -> str:
+    """The text of a file as it is, but for a line end at its end, as llama.cpp reads it.
+
+    Raises:
+        SettingError: it is not UTF-8. OSError: the system cannot read it.
+    """
+    try:
+        return path.read_bytes().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as e:
+        raise SettingError(
+            f"{path}: not UTF-8: got byte 0x{e.object[e.start]:02X} at offset {e.start}, want text."
+        ) from None
+
+
+def parse_biases(texts: tuple[str, ...]) -> dict[int, float]:
+    """Biases as the command line has them.
+
+    Raises:
+        SettingError: one is no bias.
+
+    >>> parse_biases(("15043+1", "29905-inf"))
+    {15043: 1.0, 29905: -inf}
+    """
+    biases = {}
+    for text in texts:
+        found = re.fullmatch(r"(\d+)([+-](?:inf|\d+\.?\d*(?:[eE]-?\d+)?|\.\d+))", text)
+        if not found:
+            raise SettingError(
+                f"generate: logit-bias: got {text!r}, want a token id, a sign and a number, as "
+                "15043+1 or 29905-inf."
+            )
+        biases[int(found[1])] = float(found[2])
+    return biases
+
+
+_VALUES: Mapping[str, Callable[[str], bool | int | float | str]] = {
+    "int": int,
+    "float": float,
+    "bool": {"true": True, "false": False}.__getitem__,
+    "str": str,
+}
+
+
+def parse_overrides(texts: tuple[str, ...]) -> dict[str, bool | int | float | str]:
+    """Metadata as the command line has it.
+
+    Raises:
+        SettingError: one is not of the form KEY=TYPE:VALUE, or no value of its type.
+
+    >>> parse_overrides(("llama.rope.freq_base=float:1e6", "general.name=str:a=b:c"))
+    {'llama.rope.freq_base': 1000000.0, 'general.name': 'a=b:c'}
+    """
+    found = {}
+    for text in texts:
+        key, _, rest = text.partition("=")
+        kind, _, value = rest.partition(":")
+        try:
+            found[key] = _VALUES[kind](value)
+        except (KeyError, ValueError):
+            raise SettingError(
+                f"override-kv: got {text!r}, want KEY=TYPE:VALUE with type int, float, bool (true "
+                "or false) or str, as llama.rope.freq_base=float:1e6."
+            ) from None
+    return found
+
+
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+
+
+def unescape(text: str) -> str:
+    r"""Replace \n, \r, \t, \', \", \\ and \xHH; others stay as they are.
+
+    >>> unescape(r"a\nb\\n\x41\q")
+    'a\nb\\nA\\q'
+    """
+
+    def character(found: re.Match[str]) -> str:
+        code = found[1]
+        return chr(int(code[1:], 16)) if code[0] == "x" else _ESCAPES[code]
+
+    return re.sub(r"\\(x[0-9a-fA-F]{2}|[nrt'\"\\])", character, text)
+
+
+def say(text: str) -> None:
+    """Tell the user something that is no part of the text."""
+    print(text, file=sys.stderr, flush=True)
