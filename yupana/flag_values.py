@@ -90,8 +90,3 @@ def unescape(text: str) -> str:
         return chr(int(code[1:], 16)) if code[0] == "x" else _ESCAPES[code]
 
     return re.sub(r"\\(x[0-9a-fA-F]{2}|[nrt'\"\\])", character, text)
-
-
-def say(text: str) -> None:
-    """Tell the user something that is no part of the text."""
-    print(text, file=sys.stderr, flush=True)

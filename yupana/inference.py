@@ -241,3 +241,8 @@ def begin(flags: TextFlags, writer: Writer, tokenizer: Tokenizer, ids: list[int]
     if flags.verbose_prompt:
         for token in ids:
             print(f"{token:6} -> {tokenizer.decode([token], special=True)!r}", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Tell the user something that is no part of the text."""
+    print(text, file=sys.stderr, flush=True)
