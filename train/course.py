@@ -19,7 +19,7 @@ from yupana.train.train_settings import TrainSettings
 PREFIX = "training.settings."
 COURSE = (
     *(rule.name for rule in fields(DataRules)),
-    *("ctx", "batch", "grad_acc", "use_flash", "seed", "chat_template"),
+    *("ctx", "batch", "grad_acc", "use_flash", "seed", "chat_template", "model_out_type"),
     *("optimizer", "lbfgs_iter", "param_group", "warmup", "rate_decay", "enable_restart"),
     *("adam_alpha", "adam_min_alpha", "adam_decay", "adam_decay_min_ndim", "adam_gclip"),
     *("adam_beta1", "adam_beta2", "cos_decay_steps", "cos_decay_min", "cos_decay_restart"),
@@ -27,7 +27,11 @@ COURSE = (
     *("patience", "eval_every", "validation_batches"),
 )
 _LENGTH = {"adam_iter", "epochs"}  # two words for one thing: who gives one does not want the other
-_KINDS = {"adam_iter": int, "chat_template": str}  # of those that are None by default
+_KINDS = {
+    "adam_iter": int,
+    "chat_template": str,
+    "model_out_type": str,
+}  # of those that are None by default
 _S = TypeVar("_S", bound=TrainSettings)
 _R = TypeVar("_R", bound=RunSettings)
 

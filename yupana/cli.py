@@ -18,7 +18,7 @@ from typing import Any
 PROGRAMS = {
     "demo": "train a small LLaMA on Python's documentation, adapt it to programs, let it write",
     "pretrain": "train a small LLaMA from scratch on your own text",
-    "finetune": "train a LoRA adapter for a model file, of any type, on your own data",
+    "finetune": "train a LoRA adapter for a model file of any type, or its weights, on your data",
     "generate": "let a model continue a text",
     "chat": "talk with a model, or write a text with it in turns",
     "perplexity": "how well a model foresees a text",
