@@ -227,3 +227,16 @@ def test_validation_takes_as_many_batches_as_it_is_told(tmp_path):
     assert n_batches(validation_batches=0) == rows.n_per_epoch // 2 > 8
     with pytest.raises(SettingError, match="validation_batches"):
         prepare(TEXT, settings(tmp_path, validation_batches=-1))
+
+
+def test_who_gives_epochs_does_not_want_the_steps_of_the_checkpoint(tmp_path):
+    state = tmp_path / "c.gguf"
+    prepare(TEXT, settings(tmp_path, **FIRST, checkpoint_out=state)).train()
+    out = {"model_out": tmp_path / "m.gguf", "checkpoint_in": state}
+    assert prepare(TEXT, RunSettings(**out)).limit == "adam_iter 10"
+    assert prepare(TEXT, RunSettings(**out, epochs=2)).limit == "epochs 2"
+    prepare(
+        TEXT, settings(tmp_path, **FIRST | {"adam_iter": None, "epochs": 1}, checkpoint_out=state)
+    ).train()
+    assert prepare(TEXT, RunSettings(**out)).limit == "epochs 1"
+    assert prepare(TEXT, RunSettings(**out, adam_iter=99)).limit == "adam_iter 99"
