@@ -25,7 +25,7 @@ from yupana.graphlib.sampler import Sampler, random_numbers
 OPS = "yupana.graphlib.ops."  # not those of somebody's own file
 PAGE = Path(__file__).parent / "ops.md"
 DRAWS = 60  # calls of each op that are looked at, as drawn; half as many with f64 throughout
-DTYPES = ("f32", "f64", "f16", "bf16", "i32", "quantised")
+DTYPES = ("f32", "f64", "f16", "bf16", "i32", "i16", "i8", "quantised")
 WIDTH = 98
 _SECTION = re.compile(
     r"(?:^|(?<=\. )|(?<=\)\. ))(?=(?:Args|Returns|Raises|Gradient|Source):)", re.M

@@ -1,6 +1,7 @@
 """Data types of tensors: name, size, ggml's number, NumPy storage, and the kernels' code."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,8 @@ f16 = Dtype("f16", 2, 1, np.dtype(np.float16), 1)
 f64 = Dtype("f64", 8, 28, np.dtype(np.float64), 2)
 bf16 = Dtype("bf16", 2, 30, np.dtype(np.uint16), 3)
 i32 = Dtype("i32", 4, 26, np.dtype(np.int32), 4, is_float=False)
+i8 = Dtype("i8", 1, 24, np.dtype(np.int8), 5, is_float=False)
+i16 = Dtype("i16", 2, 25, np.dtype(np.int16), 6, is_float=False)
 
 _QUANTIZED_CODE = 64  # kernels' codes of quantised types: this plus ggml's number
 QUANTIZED = {
@@ -86,19 +89,20 @@ QUANTIZED = {
     )
     for fmt in quants.FORMATS.values()
 }
-DTYPES = {d.name: d for d in (f32, f16, f64, bf16, i32)} | QUANTIZED
+DTYPES = {d.name: d for d in (f32, f16, f64, bf16, i32, i16, i8)} | QUANTIZED
+_BY_LOWER_NAME = {name.lower(): dtype for name, dtype in DTYPES.items()}
 
 
 def dtype_of(value: "str | Dtype | np.dtype[np.generic] | type[np.generic]") -> Dtype:
-    """The `Dtype` meant by a name, a NumPy dtype or a `Dtype`.
+    """The `Dtype` meant by a name, in letters of either case, a NumPy dtype or a `Dtype`.
 
-    >>> dtype_of("bf16"), dtype_of(np.float64)
-    (bf16, f64)
+    >>> dtype_of("bf16"), dtype_of(np.float64), dtype_of("q8_0")
+    (bf16, f64, Q8_0)
     """
     if isinstance(value, Dtype):
         return value
-    if isinstance(value, str) and value in DTYPES:
-        return DTYPES[value]
+    if isinstance(value, str) and value.lower() in _BY_LOWER_NAME:
+        return _BY_LOWER_NAME[value.lower()]
     try:
         wanted = np.dtype(value)
     except TypeError:
@@ -113,10 +117,13 @@ def dtype_of(value: "str | Dtype | np.dtype[np.generic] | type[np.generic]") -> 
 def to_storage(values: NDArray[np.generic], dtype: Dtype) -> NDArray[np.generic]:
     """`values` rounded to what a tensor of `dtype` holds (bf16 as its uint16 bits).
 
-    Quantised types: the bytes of each row, by their definition in NumPy.
+    Quantised types: the bytes of each row, by their definition in NumPy. Whole numbers: fractions
+    are cut off; beyond the range the nearest number, and 0 for NaN, as kernels do.
     """
     if dtype.is_quantized:
         return quants.quantize(values, dtype.name)
+    if not dtype.is_float:
+        return _to_whole(np.asarray(values), dtype.storage)
     if dtype is not bf16:
         with np.errstate(over="ignore"):  # a value beyond f16 becomes infinity, as in C
             return np.asarray(values).astype(dtype.storage)
@@ -125,6 +132,16 @@ def to_storage(values: NDArray[np.generic], dtype: Dtype) -> NDArray[np.generic]
     quiet = (bits >> 16) | 0x40  # rounding could turn a NaN into infinity
     is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
     return np.where(is_nan, quiet, rounded).astype(np.uint16)
+
+
+def _to_whole(values: NDArray[Any], storage: np.dtype[np.generic]) -> NDArray[np.generic]:
+    if values.dtype == storage or values.dtype.kind == "b":
+        return values.astype(storage)
+    limits = np.iinfo(storage.type)  # type: ignore[type-var]
+    if values.dtype.kind == "f":  # float64 holds all limits
+        values = np.nan_to_num(values.astype(np.float64), nan=0.0)
+    cut: NDArray[np.generic] = np.clip(values, limits.min, limits.max).astype(storage)
+    return cut
 
 
 def from_storage(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.generic]:

@@ -155,7 +155,7 @@ class _Run:
             return
         result = op.reference(*map(self._read, node.srcs), **node.params)
         if not op.mutates:
-            self._store(node, _in_blocks(node, self._checked(node, node.shape, result)))
+            self._store(node, _in_levels(node, self._checked(node, node.shape, result)))
             return
         self.seen.append(node)
         results = result if isinstance(result, tuple) else (result,)
@@ -166,7 +166,7 @@ class _Run:
             )
         # All of them before the first write: they may share memory with what is written.
         new = [
-            np.array(self._rounded(src, _in_blocks(src, self._checked(node, src.shape, values))))
+            np.array(self._rounded(src, _in_levels(src, self._checked(node, src.shape, values))))
             for src, values in zip((node.srcs[k] for k in op.mutates), results, strict=True)
         ]
         for k, values in zip(op.mutates, new, strict=True):
@@ -201,8 +201,8 @@ class _Run:
         return array
 
 
-def _in_blocks(tensor: Tensor, values: Array) -> Array:
-    """What is left of a result in a quantised type: its levels are far apart, unlike floats."""
-    if not tensor.dtype.is_quantized:
+def _in_levels(tensor: Tensor, values: Array) -> Array:
+    """What is left of a result in a quantised type or as whole numbers, which are far apart."""
+    if tensor.dtype.is_float:
         return values
     return from_storage(to_storage(values, tensor.dtype), tensor.dtype)

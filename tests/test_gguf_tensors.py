@@ -26,6 +26,8 @@ def model_file(path: Path) -> np.ndarray:
         tensors[name] = (name, x.shape, to_storage(x, dtype_of(name.lower())))
     tensors["I32"] = np.arange(6, dtype=np.int32).reshape(2, 3)
     tensors["I8"] = np.arange(6, dtype=np.int8)
+    tensors["I16"] = np.arange(-3, 3, dtype=np.int16)
+    tensors["I64"] = np.arange(6, dtype=np.int64)
     write_gguf(path, {}, tensors)
     return x
 
@@ -47,7 +49,7 @@ def test_matrix_products_read_weights_where_they_lie_in_the_file(tmp_path, name)
     assert context.used_mem == 0
 
 
-@pytest.mark.parametrize("name", [*QUANTIZED, *PLAIN, "I32"])
+@pytest.mark.parametrize("name", [*QUANTIZED, *PLAIN, "I32", "I16", "I8"])
 def test_every_type_lies_in_the_map(tmp_path, name):
     model_file(tmp_path / "m.gguf")
     file = GgufFile(tmp_path / "m.gguf")
@@ -168,8 +170,8 @@ def test_files_and_kernels_agree_about_types():
 def test_tensors_that_cannot_be_used_are_named(tmp_path):
     model_file(tmp_path / "m.gguf")
     file, context = GgufFile(tmp_path / "m.gguf"), yp.Context()
-    with pytest.raises(DtypeError, match=r"m.gguf: type of tensor 'I8': got I8, want one of f32"):
-        file.tensor(context, "I8")
+    with pytest.raises(DtypeError, match=r"m.gguf: type of tensor 'I64': got I64, want one of f3"):
+        file.tensor(context, "I64")
     with pytest.raises(MissingEntry, match="no tensor 'absent'"):
         file.tensor(context, "absent")
     file.tensor(context, "F32")

@@ -332,7 +332,7 @@ def test_label_that_is_no_class_shows_as_nan():
 @given(
     shape=st.lists(st.sampled_from([1, 2, 3, 7, 16, 17, 64, 67, 130]), min_size=2, max_size=4),
     order=st.permutations(range(4)),
-    place=st.tuples(st.sampled_from(["f32", "i32", "f16", "bf16"]), st.booleans()),
+    place=st.tuples(st.sampled_from(["f32", "i32", "i16", "i8", "f16", "bf16"]), st.booleans()),
 )
 @example(shape=[17, 2, 3, 130], order=[3, 2, 1, 0], place=("f32", False))
 @example(shape=[67, 130], order=[1, 0, 2, 3], place=("i32", True))

@@ -23,7 +23,13 @@ def back_to(shape: tuple[int, ...], function: Callable[..., Any], g: Any) -> Any
     return pulled(function, torch.zeros(shape, dtype=g.dtype), g)
 
 
+WHOLE = {"i8": torch.int8, "i16": torch.int16, "i32": torch.int32}
+
+
 def cast(x: Any, dtype: Any) -> Any:
+    if dtype.name in WHOLE:
+        limits = torch.iinfo(WHOLE[dtype.name])
+        return x.trunc().clamp(limits.min, limits.max).to(WHOLE[dtype.name])
     return x.to(FLOATS[dtype.name]).to(x.dtype) if dtype.name in FLOATS else None
 
 

@@ -7,7 +7,7 @@ from yupana.graphlib.budget import MemoryBudget
 from yupana.graphlib.check import check_op
 from yupana.graphlib.config import config
 from yupana.graphlib.context import Context, tensor
-from yupana.graphlib.dtypes import Dtype, bf16, f16, f32, f64, i32
+from yupana.graphlib.dtypes import Dtype, bf16, f16, f32, f64, i8, i16, i32
 from yupana.graphlib.errors import YupanaError
 from yupana.graphlib.graph import Graph
 from yupana.graphlib.memory import Plan
@@ -44,6 +44,8 @@ __all__ = [
     "f32",
     "f64",
     "gradients",
+    "i8",
+    "i16",
     "i32",
     "load",
     "load_tokenizer",

@@ -27,12 +27,15 @@ F16 = 1
 F64 = 2
 BF16 = 3
 I32 = 4
-ITEMSIZE = (4, 2, 8, 2, 4)  # bytes, indexed by code
+I8 = 5
+I16 = 6
+ITEMSIZE = (4, 2, 8, 2, 4, 1, 2)  # bytes, indexed by code
 
 _LANES = 16  # elements a step of the contiguous loops; LLVM splits what the CPU cannot hold
-_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_I8, _I16, _I32, _I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _HALF, _FLOAT, _DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-_STORED = (_FLOAT, _HALF, _DOUBLE, _I16, _I32)  # LLVM type in memory, indexed by code
+_STORED = (_FLOAT, _HALF, _DOUBLE, _I16, _I32, _I8, _I16)  # LLVM type in memory, by code
+_WHOLE = (I32, I8, I16)
 _FIVE_I64 = types.void(*[types.int64] * 5)
 
 
@@ -58,8 +61,8 @@ def store_f32(typingctx, source, n, code, address, stride_bytes):
     """Convert `n` contiguous float32 at `source` to dtype `code` at ``address + i * stride``.
 
     Rounds to the nearest, ties to even: float16 overflows to infinity, a NaN stays one (bfloat16
-    keeps its sign and leading bits). To int32 the fraction is cut off as in C; beyond the range
-    the nearest int32 is stored and 0 for NaN, where C promises nothing.
+    keeps its sign and leading bits). To whole numbers the fraction is cut off as in C; beyond the
+    range the nearest one is stored and 0 for NaN, where C promises nothing.
     """
     return _FIVE_I64, _caller("store_f32", _FLOAT, _emit_store)
 
@@ -192,7 +195,7 @@ def _loop(b: Any, start: Any, stop: Any, step: int, body: Callable[[Any], None])
 def _widen(b: Any, x: Any, dtype: int, wide: Any, lanes: int) -> Any:
     """Lanes of stored type `dtype` as float type `wide`."""
     target = _type(wide, lanes)
-    if dtype == I32:
+    if dtype in _WHOLE:
         return b.sitofp(x, target)
     if dtype == F64:
         return x if wide is _DOUBLE else b.fptrunc(x, target)
@@ -206,8 +209,8 @@ def _widen(b: Any, x: Any, dtype: int, wide: Any, lanes: int) -> Any:
 
 def _narrow(b: Any, x: Any, dtype: int, wide: Any, lanes: int) -> Any:
     """Lanes of float type `wide` as stored type `dtype`."""
-    if dtype == I32:
-        return _to_i32(b, x, wide, lanes)
+    if dtype in _WHOLE:
+        return _to_whole(b, x, _STORED[dtype], wide, lanes)
     if dtype == F64:
         return x if wide is _DOUBLE else b.fpext(x, _type(_DOUBLE, lanes))
     if dtype == F32:
@@ -266,15 +269,17 @@ def to_half(b: Any, x: Any, lanes: int) -> Any:
     return b.bitcast(b.trunc(b.or_(result, sign), _type(_I16, lanes)), half)
 
 
-def _to_i32(b: Any, x: Any, wide: Any, lanes: int) -> Any:
+def _to_whole(b: Any, x: Any, stored: Any, wide: Any, lanes: int) -> Any:
     """Cut off the fraction; saturate beyond the range, where plain fptosi is undefined."""
     # llvm.fptosi.sat does the same, but one lane after the other.
-    low, high = _constant(wide, -(2.0**31), lanes), _constant(wide, 2.0**31, lanes)
+    end = 2 ** (stored.width - 1)
+    low, high = _constant(wide, -float(end), lanes), _constant(wide, float(end), lanes)
     is_below, is_above = b.fcmp_ordered("<", x, low), b.fcmp_ordered(">=", x, high)
     is_inside = b.and_(b.fcmp_ordered(">=", x, low), b.fcmp_ordered("<", x, high))  # not NaN
     cut = b.fptosi(b.select(is_inside, x, _constant(wide, 0.0, lanes)), _type(_I32, lanes))
-    cut = b.select(is_below, _constant(_I32, -(2**31), lanes), cut)
-    return b.select(is_above, _constant(_I32, 2**31 - 1, lanes), cut)
+    cut = b.select(is_below, _constant(_I32, -end, lanes), cut)
+    cut = b.select(is_above, _constant(_I32, end - 1, lanes), cut)
+    return cut if stored is _I32 else b.trunc(cut, _type(stored, lanes))
 
 
 def _to_bf16(b: Any, x: Any, lanes: int) -> Any:
@@ -333,5 +338,5 @@ def _constant(scalar: Any, value: float, lanes: int) -> Any:
 def _size(type_: Any) -> int:
     """Bytes of one element: the only alignment that operands promise."""
     scalar = type_.element if isinstance(type_, ir.VectorType) else type_
-    sizes = {_HALF: 2, _I16: 2, _FLOAT: 4, _I32: 4, _DOUBLE: 8}
+    sizes = {_I8: 1, _HALF: 2, _I16: 2, _FLOAT: 4, _I32: 4, _DOUBLE: 8}
     return sizes[scalar]

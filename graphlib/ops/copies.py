@@ -12,6 +12,8 @@ from yupana.graphlib.ops._rules import view
 from yupana.graphlib.ops.reduction import copy_steps
 from yupana.graphlib.tensor import Tensor
 
+_ANY = ("f32", "f32", "f16", "bf16", "i32", "i16", "i8")  # dtypes of samples
+
 
 def lower_copy(site: Site) -> list[Step]:
     """Copy the first source to the result, converting."""
@@ -25,7 +27,7 @@ def lower_copy(site: Site) -> list[Step]:
     lower=lower_copy,
     vjp=(lambda y, g: g,),
     reference=lambda x: x,
-    samples=lambda d: call(d.floats(d.shape(min_axes=0))),
+    samples=lambda d: call(d.floats(d.shape(min_axes=0), dtypes=_ANY)),
     error_samples=list,
     cost=0.0,
     family="copy",
@@ -42,9 +44,14 @@ def cont(x: Tensor) -> Result:
 
 
 def _cast_sample(d: Draw) -> Call:
-    floats = ("f32", "f64", "f16", "bf16")
-    if d.integer(0, 3) < 3:
+    floats, whole = ("f32", "f64", "f16", "bf16"), ("i8", "i16", "i32")
+    kind = d.integer(0, 4)
+    if kind < 3:
         return call(d.floats(d.shape(min_axes=0), dtypes=floats), d.choice(floats))
+    if kind == 3:  # to and from whole numbers, many of them beyond the range of i8
+        every = (*whole, *floats)
+        x = d.floats(d.shape(min_axes=0), -300.0, 300.0, dtypes=every)
+        return call(x, d.choice(whole if x.dtype.is_float else every))
     name = d.choice(list(QUANTIZED))
     shape = (*d.shape(min_axes=0, max_axes=3, max_side=3), d.integer(0, 2) * QUANTIZED[name].block)
     return call(d.floats(shape, -4.0, 4.0, dtypes=floats), name)  # finite ones
@@ -67,8 +74,10 @@ def _cast_errors() -> list[ErrorSample]:
     family="copy",
 )
 def cast(x: Tensor, dtype: str | Dtype) -> Result:
-    """A contiguous copy of another dtype, rounded to nearest even (to i32: towards zero).
+    """A contiguous copy of another dtype, rounded to nearest even.
 
+    To i32, i16 and i8 fractions are cut off; beyond the range the nearest number is stored, and 0
+    for NaN.
     To a quantised type each row is stored as ggml would, after rounding to float32; what a block
     becomes that holds infinities or NaN is not defined.
 

@@ -5,6 +5,7 @@ import builtins  # this module has a `sum` of its own
 import numpy as np
 
 from yupana.graphlib.context import check_shape, tensor
+from yupana.graphlib.dtypes import i8, i16
 from yupana.graphlib.errors import DtypeError, ShapeError
 from yupana.graphlib.kernels import reduce
 from yupana.graphlib.kernels.blocks import View
@@ -155,7 +156,8 @@ def repeat_back(x: Tensor, shape: tuple[int, ...]) -> Result:
     reference=np.sum,
     samples=unary_samples(),
     error_samples=lambda: [
-        ErrorSample(lambda: sum(tensor(np.ones(32), "Q8_0")), DtypeError, "Q8_0")
+        ErrorSample(lambda: sum(tensor(np.ones(32), "Q8_0")), DtypeError, "Q8_0"),
+        ErrorSample(lambda: sum(tensor([1, 2], "i8")), DtypeError, "i8, which holds no sum"),
     ],
     cost=lambda y: Cost(y.srcs[0].size, y.srcs[0].nbytes),
     family="reduction",
@@ -171,6 +173,8 @@ def sum(x: Tensor) -> Result:
     array(10., dtype=float32)
     """
     need_plain("sum", x)
+    if x.dtype in (i8, i16):
+        raise DtypeError(f"sum: got {x.dtype}, which holds no sum. Convert it with cast(x, 'i32').")
     return Result((x,), (), x.dtype)
 
 

@@ -20,7 +20,11 @@ _add = Map(lambda a, b, p0, p1, p2, p3: a + b, 2)
 
 def _cpy_sample(d: Draw) -> Call:
     shape = d.shape()
-    return call(d.floats(shape), d.floats(shape))
+    usual = ("f32", "f32", "f16", "bf16")
+    if d.integer(0, 3) < 3:
+        return call(d.floats(shape), d.floats(shape))
+    whole = ("i8", "i16", "i32")
+    return call(d.floats(shape, dtypes=(*usual, *whole)), d.floats(shape, dtypes=whole))
 
 
 @op(
