@@ -299,3 +299,21 @@ def test_every_op_that_does_not_say_so_refuses_quantised_operands() -> None:
     losses = {"linear_cross_entropy", "linear_cross_entropy_back"}
     others = {"cast", "cont", "cpy", "get_rows", "set_rows"}
     assert taking - views - losses == others | {"mul_mat", "out_prod", "flash_attn_cells"}
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q5_K"])
+def test_what_is_added_to_a_quantised_tensor_is_stored_as_its_type(name):
+    rng = np.random.default_rng(3)
+    w, row = yp.tensor(rng.normal(size=(3, 512)), name), rng.normal(size=512).astype("f4")
+    total = w + row
+    assert total.dtype is w.dtype
+    want = quants.quantize(w.numpy() + row, name)
+    np.testing.assert_array_equal(total.numpy(), quants.dequantize(want, name))
+    b = yp.Context().param((512,), name="b").set(row)
+    loss = ((w + b).cast("f32") * 2.0).sum()
+    graph = yp.Graph(loss)
+    grads = graph.backward(loss)
+    graph.compile().run()
+    np.testing.assert_array_equal(grads[b].numpy(), np.full(512, 6.0))
+    with pytest.raises(DtypeError, match=f"got {name}"):
+        yp.tensor(row) + w

@@ -4,17 +4,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from yupana.graphlib.context import tensor
-from yupana.graphlib.dtypes import Dtype, dtype_of
+from yupana.graphlib.dtypes import QUANTIZED, Dtype, dtype_of, f32
 from yupana.graphlib.errors import DtypeError, ShapeError
+from yupana.graphlib.kernels import quant_copy
+from yupana.graphlib.kernels.blocks import View, contiguous_strides
 from yupana.graphlib.kernels.elementwise import Map
-from yupana.graphlib.op import REGISTRY, Call, Draw, ErrorSample, Result, call, op
+from yupana.graphlib.kernels.step import Step
+from yupana.graphlib.op import REGISTRY, Call, Draw, ErrorSample, Result, Site, call, op
 from yupana.graphlib.ops._rules import (
     broadcast_shape,
     float_dtype,
     float_like,
     lower_map,
+    need_float,
     unary_samples,
     unbroadcast,
+    view,
 )
 from yupana.graphlib.ops._samples import refuses_integers
 from yupana.graphlib.ops.copies import cast
@@ -46,15 +51,47 @@ def _errors(name: str) -> list[ErrorSample]:
     ]
 
 
+_add = Map(lambda a, b, p0, p1, p2, p3: a + b, 2)
+
+
+def _lower_add(site: Site) -> list[Step]:
+    dst, (a, b) = view(site.dst), map(view, site.srcs)
+    if not site.dst.dtype.is_quantized:
+        return _add.steps(dst, [a, b])
+    strides = contiguous_strides(dst.shape, f32.itemsize)
+    sums = View(site.workspace(f32.itemsize * site.dst.size), dst.shape, strides, f32.code, 4)
+    expanded, stored = quant_copy.copy_steps(sums, a), quant_copy.copy_steps(dst, sums)
+    return [*expanded, *_add.steps(sums, [sums, b]), *stored]
+
+
+def _add_sample(d: Draw) -> Call:
+    if d.integer(0, 3) < 3:
+        return _two(d)
+    name = d.choice(list(QUANTIZED))
+    width = d.integer(0, 2) * QUANTIZED[name].block
+    shape = (*d.shape(min_axes=0, max_axes=3, max_side=3), width)
+    return call(d.quantized(shape, name), d.floats(d.broadcastable(shape), -1.0, 1.0))
+
+
+def _add_errors() -> list[ErrorSample]:
+    w = tensor(np.ones((2, 32)), "Q8_0")
+    return [
+        *_errors("add"),
+        ErrorSample(lambda: add(w, tensor(np.ones((2, 2, 32)))), ShapeError, "the shape of a"),
+        ErrorSample(lambda: add(w, w), DtypeError, "Q8_0"),
+        ErrorSample(lambda: add(tensor(np.ones((2, 32))), w), DtypeError, "Q8_0"),
+    ]
+
+
 @op(
-    lower=lower_map(Map(lambda a, b, p0, p1, p2, p3: a + b, 2)),
+    lower=_lower_add,
     vjp=(
         lambda y, g: unbroadcast(g, y.srcs[0]),
         lambda y, g: unbroadcast(g, y.srcs[1]),
     ),
     reference=np.add,
-    samples=_two,
-    error_samples=lambda: _errors("add"),
+    samples=_add_sample,
+    error_samples=_add_errors,
     inplace=(0, 1),
     family="arithmetic",
 )
@@ -62,18 +99,24 @@ def add(a: Tensor, b: Tensor) -> Result:
     """Add two tensors: y = a + b.
 
     Args:
-        a, b: float tensors whose shapes broadcast.
+        a, b: float tensors whose shapes broadcast; `a` may be quantised, if b broadcasts to it.
     Returns:
-        The broadcast shape; the wider dtype (f32 for f16 with bf16).
+        The broadcast shape; the wider dtype (f32 for f16 with bf16). A quantised `a` gives sums of
+        its type, made in f32; `add_cast` has them in any other.
     Raises:
-        ShapeError: the shapes do not broadcast. DtypeError: not a float type.
+        ShapeError: the shapes do not broadcast. DtypeError: not these types.
     Gradient: with respect to both, summed over repeated axes.
     Source: ggml_add.
 
     >>> add(tensor([1.0, 2.0]), tensor(3.0)).numpy()
     array([4., 5.], dtype=float32)
     """
-    return _broadcast_result("add", a, b)
+    if not a.dtype.is_quantized:
+        return _broadcast_result("add", a, b)
+    need_float("add", b)
+    if broadcast_shape("add", a, b) != a.shape:
+        raise ShapeError(f"add: got {a.shape} in blocks and {b.shape}, want the shape of a.")
+    return Result((a, b), a.shape, a.dtype)
 
 
 @op(
@@ -150,7 +193,7 @@ def add_cast(a: Tensor, b: Tensor, dtype: str | Dtype = "f32") -> Tensor:
 
     Args:
         a: float or quantised. b: float; the shapes broadcast.
-        dtype: of the result. That of `a` gives what ggml's add does to a quantised tensor.
+        dtype: of the result. That of `a` gives what `add` does to a quantised tensor.
     Gradient: with respect to both. Source: ggml_add_cast.
 
     >>> w = cast(tensor([[1.0] * 32]), "Q4_0")
