@@ -106,6 +106,9 @@ def result_dtype(seen: list[Seen]) -> str:
     floats = [{t.dtype.name for t in s.sources.values() if t.dtype.is_float} for s in seen]
     if got == [_widest(names) for names in floats]:
         return "the widest; f32 for f16 with bf16"
+    blocks = [[t.dtype.name for t in s.sources.values() if t.dtype.is_quantized] for s in seen]
+    if got == [b[0] if b else _widest(names) for b, names in zip(blocks, floats, strict=True)]:
+        return "the widest; f32 for f16 with bf16; the type of a quantised source"
     if got == ["f64" if names == {"f64"} else "f32" for names in floats]:
         return "f64 where all floats are, else f32"
     for name in _always(seen):

@@ -60,7 +60,9 @@ def test_tables_tell_shapes_and_dtypes_as_sources_decide_them():
     all_floats = "f32, f64, f16, bf16"
     assert table("silu")["x"][:2] == ["0 to 4 axes", all_floats]
     assert table("silu")["result"][:2] == ["that of `x`", "that of `x`"]
-    assert table("add")["result"][:2] == ["broadcast", "the widest; f32 for f16 with bf16"]
+    widest = "the widest; f32 for f16 with bf16"
+    assert table("mul")["result"][:2] == ["broadcast", widest]
+    assert table("add")["result"][:2] == ["broadcast", f"{widest}; the type of a quantised source"]
     assert table("silu_back")["g"][0] == "that of `x`"
     assert table("sum")["result"][0] == "one element"
     assert table("argsort")["result"][1] == "i32"
