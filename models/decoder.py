@@ -217,7 +217,7 @@ class Decoder(ABC):
         if adapter.name in self._attached:
             raise SettingError(
                 f"attach: adapter {adapter.name!r} is attached already: got it twice, want each "
-                "once. Give one of them another name."
+                "once. `set_scale` changes its scale."
             )
         if adapter.architecture != self.architecture:
             raise SettingError(

@@ -105,6 +105,8 @@ def test_a_scale_is_changed_while_an_adapter_is_attached(path, tmp_path):
     np.testing.assert_array_equal(model.logits([97]), yp.load(path).logits([97]))
     model.set_scale(str(tmp_path / "a.gguf"), 1)
     np.testing.assert_array_equal(model.logits([97]), one)
+    with pytest.raises(SettingError, match=r"is attached already.*`set_scale` changes its scale"):
+        model.attach(tmp_path / "a.gguf", 0.5)
     with pytest.raises(SettingError, match=r"no such adapter: got 'b\.gguf'"):
         model.set_scale("b.gguf", 1.0)
     with pytest.raises(SettingError, match="scale: got 'x', want a number"):
