@@ -164,12 +164,12 @@ def test_a_promised_error_with_other_words_is_caught():
 
 
 def test_the_call_named_is_small_and_runs_as_pasted():
-    kernel = Map(lambda a, b, p0, p1, p2, p3: a + b * real(1.001), 2)  # noqa: F821
+    kernel = Map(lambda a, b, p0, p1, p2, p3: a - b * real(1.001), 2)  # noqa: F821
     with pytest.raises(CheckError) as caught:
-        check_op(changed("add", lower=lower_map(kernel)))
+        check_op(changed("sub", lower=lower_map(kernel)))
     source = str(caught.value).splitlines()[-1].removeprefix("Call: ")
     node = eval(source, {"yp": yp, "np": np})
-    assert node.op is REGISTRY["add"]
+    assert node.op is REGISTRY["sub"]
     assert node.size <= 2
 
 
