@@ -64,9 +64,9 @@ def test_rows_see_what_their_cells_say(seed, half):
 @pytest.mark.parametrize("target", TARGETS)
 def test_other_processors(target, tmp_path_factory):
     """Sums may be rearranged in these kernels; without fused products more can be."""
-    chosen = ("7-False", "13-True", "58-True", "62-False")  # of few types: all is compiled anew
+    chosen = ("13-True", "62-False")  # of few types: all is compiled anew
     some = [f"{__file__}::test_rows_see_what_their_cells_say[{name}]" for name in chosen]
     arguments = ("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *some)
     done = in_process(*arguments, target=target, cache=shared_cache(tmp_path_factory, target))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "4 passed" in done.stdout
+    assert "2 passed" in done.stdout
