@@ -101,7 +101,7 @@ class _Rules:
                 raise DataError(
                     f"json schema: {place}/type: got {kind!r}, want one of {', '.join(_TYPES)}."
                 )
-        known = set().union({"type"}, *(_OF_TYPES.get(kind, set()) for kind in types))
+        known = {"type"}.union(*(_OF_TYPES.get(kind, set()) for kind in types))
         self._check(schema, place, known)
         make = {"object": self._object, "array": self._array, "string": self._string}
         return self._choice([make[kind](schema, place) if kind in make else kind for kind in types])

@@ -48,7 +48,7 @@ _AHEAD = 16  # rows of v from what is read to what is fetched
 class MixRecord(NamedTuple):
     """Record of `mix`; strides in bytes."""
 
-    w: int  # f32, (rows, count)
+    w: int  # f32, (rows, seen)
     w_row: int
     v: int  # (seen, width)
     v_row: int
@@ -74,7 +74,10 @@ def _mix(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
     w, w_row, v, v_row, y, y_row, adds, count, width = args
     kind = vector()
     # Elements that lie together, their bytes, and vectors that are read together.
-    unit, size, wide = (1, ITEMSIZE[dtype], _WIDE) if dtype in DTYPES else _of_lines(dtype)
+    if dtype in FORMATS:
+        unit, size, wide = LINE, FORMATS[dtype].nbytes, LINE // LANES
+    else:
+        unit, size, wide = 1, ITEMSIZE[dtype], _WIDE
     unroll = max(min(_UNROLL, REGISTERS // 2 // wide), 1) if rows == 1 else 1
     ahead = b.mul(v_row, const(_AHEAD))
     all_lanes, no_lanes = mask_below(b, const(LANES)), mask_below(b, const(0))
@@ -122,10 +125,6 @@ def _mix(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
     if dtype in DTYPES:  # a row of blocks is none that vectors do not fill
         rest, end = b.srem(width, const(wide * LANES)), b.add(width, const(LANES - 1))
         loop(b, b.sub(width, rest), end, LANES, lambda d: part(d, 1, b.sub(width, d)))
-
-
-def _of_lines(name: str) -> tuple[int, int, int]:
-    return LINE, FORMATS[name].nbytes, LINE // LANES
 
 
 # _mixR_T(w, w_row, v, v_row, y, y_row, adds, count, width): R rows, with v of dtype T.

@@ -90,7 +90,7 @@ def _dot_sums(
 ) -> list[list[Any]]:
     """The products of each column with each row, summed over k but for the lanes of a vector."""
     if len(a_rows) == 1 and dtype == "f32":
-        return [[_alone(b, dtype, count, a_rows[0], p)] for p in columns]
+        return [[_alone(b, count, a_rows[0], p)] for p in columns]
     kind, size = vector(), ITEMSIZE[dtype]
     together = max(FETCHED // (LANES * size), 1)  # vectors of a column that memory gives at once
     sums = [[Cell(Lanes(b, zeros(kind))) for _ in a_rows] for _ in columns]
@@ -122,19 +122,18 @@ def _dot_sums(
     return [[total.get().value for total in column] for column in sums]
 
 
-def _alone(b: Any, dtype: str, count: Any, row: Any, column: Any) -> Any:
-    """The products of one column and one row likewise.
+def _alone(b: Any, count: Any, row: Any, column: Any) -> Any:
+    """The products of one column of f32 and one row likewise.
 
     Columns one after the other are read as they lie in memory, which then gives more.
     """
-    kind, size = vector(), ITEMSIZE[dtype]
+    kind = vector()
     totals = [Cell(Lanes(b, zeros(kind))) for _ in range(_STREAMS)]
 
     def add(k: Any, total: Cell, mask: Any = None) -> None:
-        x = load(b, kind, b.add(row, b.mul(k, const(4))), 4)
-        x = x if mask is None else b.select(mask, x, zeros(kind))
-        w = load_f32(b, dtype, b.add(column, b.mul(k, const(size))), LANES)
-        w = w if mask is None else b.select(mask, w, zeros(kind))
+        x, w = (load(b, kind, b.add(p, b.mul(k, const(4))), 4) for p in (row, column))
+        if mask is not None:
+            x, w = (b.select(mask, value, zeros(kind)) for value in (x, w))
         total.set(Lanes(b, multiply_add(b, x, w, total.get().value)))
 
     def add_all(k: Any) -> None:
