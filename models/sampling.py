@@ -196,7 +196,7 @@ class Sampler:
             scores[tokens] += bias
         if not -np.inf < scores.max() < np.inf:  # the greatest is NaN where one is
             raise NonFiniteError(
-                "generate: the model's scores are not finite: got NaN or infinity, want numbers. "
+                "sampling: the model's scores are not finite: got NaN or infinity, want numbers. "
                 "Its weights are damaged or its training diverged; use an earlier state."
             )
         return Candidates(np.arange(len(scores)), scores, is_whole=True)

@@ -59,7 +59,7 @@ class Writer:
         n_batch = session.n_batch if n_batch is None else n_batch
         for name, value, least in (("keep", keep, 0), ("n_batch", n_batch, 1)):
             if value < least:
-                raise SettingError(f"generate: {name}: got {value}, want at least {least}.")
+                raise SettingError(f"writer: {name}: got {value}, want at least {least}.")
         self.session = session
         self.sampler = sampler
         self.stream = stream
@@ -88,7 +88,7 @@ class Writer:
         if not self.evaluate():
             return None
         if self._logits is None:
-            raise SettingError("generate: the text is empty: got no tokens, want at least one.")
+            raise SettingError("writer: the text is empty: got no tokens, want at least one.")
         with self.timings.sample.measured(1):
             token = self.sampler.pick(self._logits, self.stream)
         self.read([token])

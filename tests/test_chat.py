@@ -179,20 +179,20 @@ def test_a_prompt_cache_is_written_used_and_refused(capsys, model, tmp_path):
     assert "belongs to another model" in err
     code, _, err = greedy(capsys, model, "--prompt-cache-all")
     assert code == 2
-    assert "got no prompt cache, want --prompt-cache with a file" in err
+    assert "prompt_cache: got none with prompt_cache_all" in err
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--top-p", "3"], "top_p: got 3.0"),
-        (["-p", "a", "-f", "x"], "got a prompt and the file x"),
+        (["-p", "a", "-f", "x"], "prompt: got one and the file x"),
         (["-f", "missing.txt"], "missing.txt: No such file"),
-        (["-p", "a" * 64], "the prompt is too long: got 64 tokens, want at most 63"),
-        (["-l", "5"], "logit-bias: got '5'"),
+        (["-p", "a" * 64], "prompt: it is too long: got 64 tokens, want at most 63"),
+        (["-l", "5"], "logit_bias: got '5'"),
         (["-l", "999+1"], "logit_bias: got token 999, want at most 256"),
         (["--threads", "-3"], "threads: got -3"),
-        (["-c", "-3"], "ctx-size: got -3"),
+        (["-c", "-3"], "ctx_size: got -3"),
         (["-b", "0"], "n_batch: got 0"),
         (["--cache-type", "f8"], "cache: got 'f8'"),
         (["--lora", "missing.gguf"], "missing.gguf: No such file"),
@@ -208,6 +208,20 @@ def test_mistakes_get_one_clear_message(capsys, model, flags, words):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("program", ["generate", "chat"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["-l", "5"], ["-c", "-3"], ["-p", "a" * 64], ["-p", "a", "-f", "x"], ["--prompt-cache-ro"],
+        ["--grammar", "a", "-j", "{}"], ["-j", "{"], ["--override-kv", "a"], ["-b", "0"],
+    ],
+)  # fmt: skip
+def test_messages_about_shared_flags_name_no_program(capsys, model, program, flags):
+    code, _, err = call(capsys, program, model, "--no-perf", *flags)
+    assert code in (1, 2)
+    assert re.match(r"yupana: (?!generate|chat)[a-z_]+: .*(got|want)", err)
+
+
 def test_characters_without_tokens_are_refused(capsys, talk, tmp_path):
     vocabulary = Vocabulary.from_characters("the lamps.ñ")
     config = LlamaConfig(n_vocab=len(vocabulary), n_ctx=16, n_embd=16, n_layer=1, n_head=2)
@@ -220,7 +234,7 @@ def test_characters_without_tokens_are_refused(capsys, talk, tmp_path):
     assert greedy(capsys, path, "-n", "3")[0] == 0  # has no line end to begin with
     code, out, err = talk("€\nthe\n", path, "-n", "3", "--no-perf")
     assert code == 0
-    assert "no tokens for some characters: got '€'" in err
+    assert "yupana: encode: the model has no tokens for some characters: got '€'" in err
 
 
 def test_chat_takes_turns_at_the_reverse_prompt(talk, model):
@@ -359,7 +373,7 @@ def test_metadata_can_be_given_in_place_of_the_files(capsys, model):
     flags = ["-p", "the ", "-n", "1", "--override-kv"]
     code, _, err = greedy(capsys, model, *flags, "llama.context_length=int:3")
     assert code
-    assert "the prompt is too long: got 4 tokens, want at most 2" in err
+    assert "prompt: it is too long: got 4 tokens, want at most 2" in err
     for wrong in ("llama.context_length", "a=int:x", "a=bool:1", "a=list:1"):
         code, _, err = greedy(capsys, model, *flags, wrong)
         assert code

@@ -5,9 +5,10 @@ import io
 import pytest
 
 from yupana.dialogue import RawDialogue, TemplateDialogue, Turn
-from yupana.flag_values import parse_biases, unescape
+from yupana.flag_values import parse_biases
 from yupana.graphlib.errors import SettingError
 from yupana.models.chat_template import CHATML, ChatTemplate, special_words
+from yupana.models.escapes import unescape
 from yupana.models.tokenizer import read_tokenizer
 from yupana.models.tokenizer_bytes import LETTERS
 from yupana.terminal import Screen, Watch
@@ -189,4 +190,5 @@ def test_biases_are_read_as_llama_cpp_does():
 
 
 def test_escapes_are_read():
-    assert unescape(r"a\nb\t\"\'\\n\x41\é\q") == "a\nb\t\"'\\nA\\é\\q"
+    assert unescape(r"a\nb\r\t\"\'\\n\x41\é\q\x4") == "a\nb\r\t\"'\\nA\\é\\q\\x4"
+    assert unescape(r"\xe2\x82\xac \xf1\\xf1") == "€ ñ\\xf1"  # bytes in llama.cpp

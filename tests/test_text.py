@@ -15,7 +15,6 @@ from yupana.train.text import (
     overlapping_samples,
     read_blocks,
     split_samples,
-    unescape,
 )
 
 
@@ -156,7 +155,3 @@ def test_overlapping_samples_go_on_for_so_many_bytes(parts, delimiter, n_bytes, 
         wanted.append(raw[:end].decode())
         at = whole.find(delimiter, at + len(delimiter))
     assert joined(overlapping_samples(parts, delimiter, n_bytes, include)) == wanted
-
-
-def test_escapes_are_those_of_finetune():
-    assert unescape(r"\n\r\t\'\"\\n\q") == "\n\r\t'\"\\n\\q"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from yupana.graphlib.errors import SettingError, require
+from yupana.models.escapes import unescape
 from yupana.train.corpus import Codec, Corpus, Ids, make_corpus
 from yupana.train.forms import Entry, Template, read_entry
 from yupana.train.json_data import read_json
@@ -18,7 +19,6 @@ from yupana.train.text import (
     overlapping_samples,
     read_blocks,
     split_samples,
-    unescape,
 )
 
 Part = tuple[Ids, bool]  # ids, and whether a sample ends with them
@@ -36,7 +36,7 @@ class DataRules:
     sample_start: str = ""
     # Samples begin with that text, not behind it.
     include_sample_start: bool = False
-    # Process \n \r \t \' \" \\ in it.
+    # Process \n \r \t \' \" \\ \xHH in it.
     escape: bool = False
     # Samples go on over the starts of others, as far as the context can reach.
     overlapping_samples: bool = False

@@ -15,7 +15,6 @@ _NEAR = 1 << 13  # characters among which a good place to cut is looked for
 # Places where no tokenizer joins what lies on both sides, the better one first: behind the end of a
 # line, in front of a space between words.
 _CUTS = re.compile(r"(?<=[!-~]\n)(?=[!-~])"), re.compile(r"(?<=[!-~])(?= [!-~])")
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 
 
 def open_data(path: str | PathLike[str]) -> BinaryIO:
@@ -114,15 +113,6 @@ def _last_cut(text: str, size: int) -> int:
         if found := [place for place in places if 0 < place <= size]:
             return found[-1]
     return size
-
-
-def unescape(text: str) -> str:
-    r"""Process \n \r \t \' \" \\ as finetune's --escape does; others stay as they are.
-
-    >>> unescape(r"a\n\x")
-    'a\n\\x'
-    """
-    return re.sub(r"\\([nrt'\"\\])", lambda m: _ESCAPES[m[1]], text)
 
 
 def split_samples(

@@ -30,7 +30,8 @@ class CacheFile:
         if flags.prompt_cache is None:
             if flags.prompt_cache_all or flags.prompt_cache_ro:
                 raise SettingError(
-                    "generate: got no prompt cache, want --prompt-cache with a file."
+                    "prompt_cache: got none with prompt_cache_all or prompt_cache_ro, want a file. "
+                    "Pass --prompt-cache FILE."
                 )
             return
         self._owner = fingerprint(writer.session.model, flags.adapters)

@@ -1,4 +1,4 @@
-"""Values of flags that are texts of a form of their own: biases, metadata, escapes, files."""
+"""Values of flags that are texts of a form of their own: biases, metadata, files."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def parse_biases(texts: tuple[str, ...]) -> dict[int, float]:
         found = re.fullmatch(r"(\d+)([+-](?:inf|\d+\.?\d*(?:[eE]-?\d+)?|\.\d+))", text)
         if not found:
             raise SettingError(
-                f"generate: logit-bias: got {text!r}, want a token id, a sign and a number, as "
-                "15043+1 or 29905-inf."
+                f"logit_bias: got {text!r}, want a token id, a sign and a number, as 15043+1 or "
+                "29905-inf."
             )
         biases[int(found[1])] = float(found[2])
     return biases
@@ -69,24 +69,7 @@ def parse_overrides(texts: tuple[str, ...]) -> dict[str, bool | int | float | st
             found[key] = _VALUES[kind](value)
         except (KeyError, ValueError):
             raise SettingError(
-                f"override-kv: got {text!r}, want KEY=TYPE:VALUE with type int, float, bool (true "
+                f"override_kv: got {text!r}, want KEY=TYPE:VALUE with type int, float, bool (true "
                 "or false) or str, as llama.rope.freq_base=float:1e6."
             ) from None
     return found
-
-
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
-
-
-def unescape(text: str) -> str:
-    r"""Replace \n, \r, \t, \', \", \\ and \xHH; others stay as they are.
-
-    >>> unescape(r"a\nb\\n\x41\q")
-    'a\nb\\nA\\q'
-    """
-
-    def character(found: re.Match[str]) -> str:
-        code = found[1]
-        return chr(int(code[1:], 16)) if code[0] == "x" else _ESCAPES[code]
-
-    return re.sub(r"\\(x[0-9a-fA-F]{2}|[nrt'\"\\])", character, text)

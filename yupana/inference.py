@@ -11,8 +11,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from yupana.flag_values import parse_biases, parse_overrides, read_file, unescape
+from yupana.flag_values import parse_biases, parse_overrides, read_file
 from yupana.graphlib.errors import DataError, SettingError
+from yupana.models.escapes import unescape
 from yupana.models.grammar import Grammar
 from yupana.models.json_schema import schema_grammar
 from yupana.models.language_model import LanguageModel, load
@@ -95,7 +96,7 @@ class TextFlags(ModelFlags):
     ignore_eos: bool = False
     # Text at which the model stops.
     reverse_prompt: Annotated[UseAppendAction[tuple[str, ...]], arg(aliases=["-r"])] = ()
-    # Read \n, \t, \", \' and \\ in texts of the command line as in Python.
+    # Process \n \r \t \' \" \\ \xHH in texts of the command line.
     escape: Annotated[bool, arg(aliases=["-e"])] = True
     # File to keep what was computed for the prompt; it is read if it exists.
     prompt_cache: Path | None = None
@@ -128,7 +129,7 @@ class TextFlags(ModelFlags):
         if self.file is None:
             return self.text(self.prompt)
         if self.prompt:
-            raise SettingError(f"generate: got a prompt and the file {self.file}, want one.")
+            raise SettingError(f"prompt: got one and the file {self.file}, want one of them.")
         return read_file(self.file)
 
     def rules(self) -> Grammar | None:
@@ -141,7 +142,7 @@ class TextFlags(ModelFlags):
         flags = ("grammar", "grammar_file", "json_schema", "json_schema_file")
         given = [name for name in flags if getattr(self, name)]
         if len(given) > 1:
-            raise SettingError(f"generate: got {' and '.join(given)}, want one of them.")
+            raise SettingError(f"grammar: got {' and '.join(given)}, want one of them.")
         if not given:
             return None
         value = getattr(self, given[0])
@@ -151,7 +152,7 @@ class TextFlags(ModelFlags):
         try:
             return Grammar(schema_grammar(json.loads(text)))
         except json.JSONDecodeError as e:
-            raise DataError(f"generate: {given[0]}: got no JSON, want a schema: {e}.") from None
+            raise DataError(f"{given[0]}: got no JSON, want a schema: {e}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +193,7 @@ def open_model(flags: ModelFlags) -> LanguageModel:
 def open_writer(flags: WritingFlags, model: LanguageModel) -> Writer:
     """A writer on a new session of the model."""
     if flags.ctx_size < 0:
-        raise SettingError(f"generate: ctx-size: got {flags.ctx_size}, want at least 0.")
+        raise SettingError(f"ctx_size: got {flags.ctx_size}, want at least 0.")
     tokenizer = model.tokenizer
     bias = parse_biases(flags.logit_bias)
     if flags.ignore_eos:
@@ -217,7 +218,7 @@ def check_characters(text: str, tokenizer: Tokenizer) -> None:
     lost = [c for c in dict.fromkeys(text) if not tokenizer.encode(c, add_special=False)]
     if lost:
         raise DataError(
-            f"generate: the model has no tokens for some characters: got {''.join(lost)[:20]!r}, "
+            f"encode: the model has no tokens for some characters: got {''.join(lost)[:20]!r}, "
             "want others. Leave them out."
         )
 
@@ -230,7 +231,7 @@ def begin(flags: TextFlags, writer: Writer, tokenizer: Tokenizer, ids: list[int]
     """
     if len(ids) >= writer.session.n_ctx:
         raise SettingError(
-            f"generate: the prompt is too long: got {len(ids)} tokens, want at most "
+            f"prompt: it is too long: got {len(ids)} tokens, want at most "
             f"{writer.session.n_ctx - 1}. Shorten it, or pass a larger --ctx-size."
         )
     if flags.keep < 0 or flags.keep > len(ids):
