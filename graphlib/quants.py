@@ -3,25 +3,30 @@
 A row is cut into blocks of 32 or 256 elements; a block stores small integers and the float16
 scales that turn them back. This is the definition that the kernels are held to: float32, every
 operation rounded where it stands and sums taken from left to right, as the C code of ggml reads.
-The formats of 256 elements are in quants_k.py.
+The formats of 256 elements are in quants_k.py, those with levels from a list in quants_iq.py.
 
 Source: ggml-quants.c, the functions quantize_row_*_ref and dequantize_row_*.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from yupana.graphlib import quants_k
+from yupana.graphlib import quants_iq, quants_k
 from yupana.graphlib.errors import DtypeError, ShapeError
+from yupana.graphlib.quant_parts import (
+    Bytes,
+    Floats,
+    extreme_of,
+    f32,
+    half_at,
+    half_bytes,
+    pack,
+    unpack,
+)
 
-Bytes = NDArray[Any]  # uint8; NumPy's annotations take uint8 & 15 for a signed type
-Floats = NDArray[np.float32]
-
-_f32 = np.float32
 _HALF = 16  # the second half of a block lies in the high bits of the bytes of the first
 
 
@@ -96,37 +101,12 @@ def format_of(name: str) -> Format:
 
 
 def _inverse(d: Floats) -> Floats:
-    return np.where(d == 0, _f32(0), _f32(1) / d)
+    return np.where(d == 0, f32(0), f32(1) / d)
 
 
 def _levels(x: Floats, highest: int) -> Bytes:
     """Numbers cut to integers in [0, highest]; a NaN becomes the highest."""
-    return np.where(x < highest, np.maximum(x, 0), _f32(highest)).astype(np.uint8)
-
-
-def _half_bytes(x: Floats) -> Bytes:
-    """(n,) float32 as (n, 2) bytes of float16."""
-    return x.astype(np.float16).view(np.uint8).reshape(-1, 2)
-
-
-def _half_at(b: Bytes, at: int) -> Floats:
-    """(n, 1) float32 from the float16 at byte `at` of each block."""
-    return b[:, at : at + 2].copy().view(np.float16).astype(np.float32)
-
-
-def _extreme(x: Floats) -> Floats:
-    """The element of largest magnitude, the first where several are; no negative zero."""
-    found: Floats = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1) + _f32(0)
-    return found
-
-
-def _join(q: Bytes) -> Bytes:
-    """32 levels as 16 bytes of two times four bits; a fifth bit is left to `_fifth`."""
-    return (q[:, :_HALF] & 15) | (q[:, _HALF:] << 4)
-
-
-def _split(b: Bytes) -> Bytes:
-    return np.concatenate([b & 15, b >> 4], axis=1)
+    return np.where(x < highest, np.maximum(x, 0), f32(highest)).astype(np.uint8)
 
 
 def _fifth(q: Bytes) -> Bytes:
@@ -141,9 +121,9 @@ def _unfifth(b: Bytes) -> Bytes:
 def _symmetric(x: Floats, bits: int) -> tuple[Bytes, Bytes]:
     """Scale and levels; the extreme becomes the lowest level, which reaches furthest from zero."""
     middle = 1 << (bits - 1)
-    d = _extreme(x) / _f32(-middle)
-    q = _levels(x * _inverse(d) + _f32(middle + 0.5), 2 * middle - 1)
-    return _half_bytes(d[:, 0]), q
+    d = (extreme_of(x) + f32(0)) / f32(-middle)  # no negative zero
+    q = _levels(x * _inverse(d) + f32(middle + 0.5), 2 * middle - 1)
+    return half_bytes(d), q
 
 
 def _between(x: Floats, bits: int) -> tuple[Bytes, Bytes]:
@@ -152,70 +132,70 @@ def _between(x: Floats, bits: int) -> tuple[Bytes, Bytes]:
     # of zeros of both signs the first
     low = np.take_along_axis(x, x.argmin(1)[:, None], 1)
     high = np.take_along_axis(x, x.argmax(1)[:, None], 1)
-    d = (high - low) / _f32(highest)
-    q = _levels((x - low) * _inverse(d) + _f32(0.5), highest)
-    return np.concatenate([_half_bytes(d[:, 0]), _half_bytes(low[:, 0])], axis=1), q
+    d = (high - low) / f32(highest)
+    q = _levels((x - low) * _inverse(d) + f32(0.5), highest)
+    return np.concatenate([half_bytes(d), half_bytes(low)], axis=1), q
 
 
 def _quantize_q4_0(x: Floats) -> Bytes:
     d, q = _symmetric(x, 4)
-    return np.concatenate([d, _join(q)], axis=1)
+    return np.concatenate([d, pack(q, 4, _HALF)], axis=1)
 
 
 def _dequantize_q4_0(b: Bytes) -> Floats:
-    return (_split(b[:, 2:]).astype(np.float32) - 8) * _half_at(b, 0)
+    return (unpack(b[:, 2:], 4, _HALF).astype(np.float32) - 8) * half_at(b, 0)
 
 
 def _quantize_q4_1(x: Floats) -> Bytes:
     d_and_low, q = _between(x, 4)
-    return np.concatenate([d_and_low, _join(q)], axis=1)
+    return np.concatenate([d_and_low, pack(q, 4, _HALF)], axis=1)
 
 
 def _dequantize_q4_1(b: Bytes) -> Floats:
-    return _split(b[:, 4:]).astype(np.float32) * _half_at(b, 0) + _half_at(b, 2)
+    return unpack(b[:, 4:], 4, _HALF).astype(np.float32) * half_at(b, 0) + half_at(b, 2)
 
 
 def _quantize_q5_0(x: Floats) -> Bytes:
     d, q = _symmetric(x, 5)
-    return np.concatenate([d, _fifth(q), _join(q)], axis=1)
+    return np.concatenate([d, _fifth(q), pack(q & 15, 4, _HALF)], axis=1)
 
 
 def _dequantize_q5_0(b: Bytes) -> Floats:
-    q = _split(b[:, 6:]) | _unfifth(b[:, 2:6])
-    return (q.astype(np.float32) - 16) * _half_at(b, 0)
+    q = unpack(b[:, 6:], 4, _HALF) | _unfifth(b[:, 2:6])
+    return (q.astype(np.float32) - 16) * half_at(b, 0)
 
 
 def _quantize_q5_1(x: Floats) -> Bytes:
     d_and_low, q = _between(x, 5)
-    return np.concatenate([d_and_low, _fifth(q), _join(q)], axis=1)
+    return np.concatenate([d_and_low, _fifth(q), pack(q & 15, 4, _HALF)], axis=1)
 
 
 def _dequantize_q5_1(b: Bytes) -> Floats:
-    q = _split(b[:, 8:]) | _unfifth(b[:, 4:8])
-    return q.astype(np.float32) * _half_at(b, 0) + _half_at(b, 2)
+    q = unpack(b[:, 8:], 4, _HALF) | _unfifth(b[:, 4:8])
+    return q.astype(np.float32) * half_at(b, 0) + half_at(b, 2)
 
 
 def _quantize_q8_0(x: Floats) -> Bytes:
-    d = np.abs(x).max(1, keepdims=True) / _f32(127)
+    d = np.abs(x).max(1, keepdims=True) / f32(127)
     scaled = x * _inverse(d)
     # C's roundf, halves away from zero; 0.5 itself would lift the largest number below a half
-    rounded = np.trunc(scaled + np.copysign(np.nextafter(_f32(0.5), _f32(0)), scaled))
+    rounded = np.trunc(scaled + np.copysign(np.nextafter(f32(0.5), f32(0)), scaled))
     q = np.clip(np.nan_to_num(rounded), -127, 127).astype(np.int8)
-    return np.concatenate([_half_bytes(d[:, 0]), q.view(np.uint8)], axis=1)
+    return np.concatenate([half_bytes(d), q.view(np.uint8)], axis=1)
 
 
 def _dequantize_q8_0(b: Bytes) -> Floats:
-    return b[:, 2:].view(np.int8).astype(np.float32) * _half_at(b, 0)
+    return b[:, 2:].view(np.int8).astype(np.float32) * half_at(b, 0)
 
 
 def _quantize_q8_1(x: Floats) -> Bytes:
     """As ggml rounds what meets a matrix; a file's Q8_0 is rounded a little otherwise."""
     largest = np.abs(x).max(1, keepdims=True)
-    d = largest / _f32(127)
-    scaled = x * np.where(largest == 0, _f32(0), _f32(127) / largest)
+    d = largest / f32(127)
+    scaled = x * np.where(largest == 0, f32(0), f32(127) / largest)
     q = np.clip(np.rint(np.nan_to_num(scaled)), -127, 127).astype(np.int8)
-    sums = d[:, 0] * q.sum(1, dtype=np.int32).astype(np.float32)
-    return np.concatenate([_half_bytes(d[:, 0]), _half_bytes(sums), q.view(np.uint8)], axis=1)
+    sums = d * q.sum(1, dtype=np.int32, keepdims=True).astype(np.float32)
+    return np.concatenate([half_bytes(d), half_bytes(sums), q.view(np.uint8)], axis=1)
 
 
 def _dequantize_q8_1(b: Bytes) -> Floats:
@@ -237,5 +217,7 @@ FORMATS = {
         Format("Q5_K", 256, 176, 13, quants_k.quantize_q5, quants_k.dequantize_q5),
         Format("Q6_K", 256, 210, 14, quants_k.quantize_q6, quants_k.dequantize_q6),
         Format("Q8_K", 256, 292, 15, quants_k.quantize_q8, quants_k.dequantize_q8),
+        Format("IQ4_NL", 32, 18, 20, quants_iq.quantize_iq4_nl, quants_iq.dequantize_iq4_nl),
+        Format("IQ4_XS", 256, 136, 23, quants_iq.quantize_iq4_xs, quants_iq.dequantize_iq4_xs),
     )
 }

@@ -12,38 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Bytes = NDArray[Any]  # uint8; NumPy's annotations take uint8 & 15 for a signed type
-Floats = NDArray[Any]  # float32
-Ints = NDArray[np.int32]
-
-_f32 = np.float32
-_MAGIC = _f32(1.5 * 2**23)  # added to a float32, it pushes the fraction out of the last bit
-_TINY = _f32(1e-15)  # a group whose largest magnitude is below counts as zeros
-
-
-def _nearest(x: Floats) -> Ints:
-    """The nearest integers, ties to even; beyond 22 bits the low bits, as in C."""
-    found: Ints = ((x + _MAGIC).view(np.int32) & 0x7FFFFF) - 0x400000
-    return found
-
-
-def _sum(terms: Floats) -> Floats:
-    """Sums along the last axis, strictly from left to right: bits depend on the order."""
-    total: Floats = np.add.accumulate(terms, axis=-1, dtype=np.float32)[..., -1]
-    return total
-
-
-def _half(x: Floats) -> NDArray[np.float16]:
-    return x.astype(np.float16)
-
-
-def _bytes(x: NDArray[np.float16]) -> Bytes:
-    return x.view(np.uint8).reshape(-1, 2)
-
-
-def _half_at(b: Bytes, at: int) -> Floats:
-    """(n, 1) float32 from the float16 at byte `at` of each block."""
-    return b[:, at : at + 2].copy().view(np.float16).astype(np.float32)
+from yupana.graphlib.quant_parts import (
+    TINY,
+    Bytes,
+    Floats,
+    Ints,
+    extreme_of,
+    f32,
+    half_at,
+    half_bytes,
+    nearest,
+    ordered_sum,
+    pack,
+    unpack,
+)
 
 
 def _fit_range(
@@ -54,85 +36,79 @@ def _fit_range(
     (n, size) groups. Each step tries levels for a slightly larger count than `highest` and the
     scale and minimum that then fit best; `absolute` weighs magnitudes of errors, not squares.
     """
-    low, high = np.minimum(x.min(1), _f32(0)), x.max(1)
+    low, high = np.minimum(x.min(1), f32(0)), x.max(1)
     flat = high == low
-    sum_w, sum_x = _sum(weights), _sum(weights * x)
+    sum_w, sum_x = ordered_sum(weights), ordered_sum(weights * x)
 
     def levels_for(count: Any) -> Ints:
-        steps = (_f32(count) / (high - low))[:, None]
-        return np.clip(_nearest(steps * (x - low[:, None])), 0, highest)
+        steps = (f32(count) / (high - low))[:, None]
+        return np.clip(nearest(steps * (x - low[:, None])), 0, highest)
 
     def error(scale: Floats, minimum: Floats, levels: Ints) -> Floats:
         off = scale[:, None] * levels.astype(np.float32) + minimum[:, None] - x
-        return _sum(weights * (np.abs(off) if absolute else off * off))
+        return ordered_sum(weights * (np.abs(off) if absolute else off * off))
 
     levels = levels_for(highest)
-    scale = _f32(1) / (_f32(highest) / (high - low))
+    scale = f32(1) / (f32(highest) / (high - low))
     best = error(scale, low, levels)
     for step in range(n_steps + 1):
-        tried = levels_for(_f32(first) + _f32(0.1) * _f32(step) + _f32(highest))
+        tried = levels_for(f32(first) + f32(0.1) * f32(step) + f32(highest))
         real = tried.astype(np.float32)
-        sum_l, sum_l2 = _sum(weights * real), _sum(weights * real * real)
-        sum_xl = _sum(weights * real * x)
+        sum_l, sum_l2 = ordered_sum(weights * real), ordered_sum(weights * real * real)
+        sum_xl = ordered_sum(weights * real * x)
         det = sum_w * sum_l2 - sum_l * sum_l
         new_scale = (sum_w * sum_xl - sum_x * sum_l) / det
         new_low = (sum_l2 * sum_x - sum_l * sum_xl) / det
         positive = new_low > 0
         new_scale = np.where(positive, sum_xl / sum_l2, new_scale)
-        new_low = np.where(positive, _f32(0), new_low)
+        new_low = np.where(positive, f32(0), new_low)
         new_error = error(new_scale, new_low, tried)
         better = (det > 0) & (new_error < best)
         levels = np.where(better[:, None], tried, levels)
         best = np.where(better, new_error, best)
         scale = np.where(better, new_scale, scale)
         low = np.where(better, new_low, low)  # later steps start from it
-    scale, levels = np.where(flat, _f32(0), scale), np.where(flat[:, None], 0, levels)
+    scale, levels = np.where(flat, f32(0), scale), np.where(flat[:, None], 0, levels)
     return scale, -low, levels
-
-
-def _extreme(x: Floats) -> Floats:
-    """The element of largest magnitude, the first where several are."""
-    found: Floats = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0]
-    return found
 
 
 def _fit_scale(x: Floats, half: int) -> tuple[Floats, Ints]:
     """Scale and levels in [0, 2 half) with x near scale · (level - half), by 19 candidates."""
-    extreme = _extreme(x)
+    extreme = extreme_of(x)[:, 0]
     weights = x * x
 
     def levels_for(steps: Floats) -> tuple[Ints, Floats, Floats]:
-        levels = np.clip(_nearest(steps[:, None] * x), -half, half - 1)
+        levels = np.clip(nearest(steps[:, None] * x), -half, half - 1)
         real = levels.astype(np.float32)
-        return levels, _sum(weights * x * real), _sum(weights * real * real)
+        return levels, ordered_sum(weights * x * real), ordered_sum(weights * real * real)
 
-    levels, sum_xl, sum_l2 = levels_for(_f32(-half) / extreme)
-    scale = np.where(sum_l2 != 0, sum_xl / sum_l2, _f32(0))
+    levels, sum_xl, sum_l2 = levels_for(f32(-half) / extreme)
+    scale = np.where(sum_l2 != 0, sum_xl / sum_l2, f32(0))
     best = scale * sum_xl
     for step in (*range(-9, 0), *range(1, 10)):
-        tried, sum_xl, sum_l2 = levels_for(-(_f32(half) + _f32(0.1) * _f32(step)) / extreme)
+        tried, sum_xl, sum_l2 = levels_for(-(f32(half) + f32(0.1) * f32(step)) / extreme)
         better = (sum_l2 > 0) & (sum_xl * sum_xl > best * sum_l2)
         levels = np.where(better[:, None], tried, levels)
         scale = np.where(better, sum_xl / sum_l2, scale)
         best = np.where(better, scale * sum_xl, best)
-    zero = np.abs(extreme) < _TINY
-    return np.where(zero, _f32(0), scale), np.where(zero[:, None], 0, levels + half)
+    zero = np.abs(extreme) < TINY
+    return np.where(zero, f32(0), scale), np.where(zero[:, None], 0, levels + half)
 
 
 def _fit_stepwise(x: Floats, half: int) -> tuple[Floats, Ints]:
     """As `_fit_scale`, but one level after the other moves to where the scale then fits best."""
-    extreme = _extreme(x)
+    extreme = extreme_of(x)[:, 0]
     weights = x * x
-    levels = np.clip(_nearest((_f32(-half) / extreme)[:, None] * x), -half, half - 1)
+    levels = np.clip(nearest((f32(-half) / extreme)[:, None] * x), -half, half - 1)
     real = levels.astype(np.float32)
-    sum_xl, sum_l2 = _sum(weights * x * real), _sum(weights * real * real)
+    sum_xl, sum_l2 = ordered_sum(weights * x * real), ordered_sum(weights * real * real)
     active = np.ones(len(x), bool)
     for _ in range(5):
         changed = np.zeros(len(x), bool)
         for i in range(x.shape[1]):
             w, xi, old = weights[:, i], x[:, i], levels[:, i].astype(np.float32)
             without_xl, without_l2 = sum_xl - w * xi * old, sum_l2 - w * old * old
-            new = np.clip(_nearest(xi * without_l2 / without_xl), -half, half - 1)
+            new = np.clip(nearest(xi * without_l2 / without_xl), -half, half - 1)
             real_new = new.astype(np.float32)
             new_xl, new_l2 = without_xl + w * xi * real_new, without_l2 + w * real_new * real_new
             better = active & (without_xl > 0) & (new != levels[:, i]) & (new_l2 > 0)
@@ -141,9 +117,9 @@ def _fit_stepwise(x: Floats, half: int) -> tuple[Floats, Ints]:
             sum_xl, sum_l2 = np.where(better, new_xl, sum_xl), np.where(better, new_l2, sum_l2)
             changed |= better
         active &= changed
-    scale = np.where(sum_l2 > 0, sum_xl / sum_l2, _f32(0))
-    zero = np.abs(extreme) < _TINY
-    return np.where(zero, _f32(0), scale), np.where(zero[:, None], 0, levels + half)
+    scale = np.where(sum_l2 > 0, sum_xl / sum_l2, f32(0))
+    zero = np.abs(extreme) < TINY
+    return np.where(zero, f32(0), scale), np.where(zero[:, None], 0, levels + half)
 
 
 def _quantize_with_minimum(
@@ -157,35 +133,15 @@ def _quantize_with_minimum(
     scales, offsets, levels = _fit_range(x, weights, highest, first, n_steps, bits == 2)
     stored, steps = [], []
     for values in (scales.reshape(n, -1), offsets.reshape(n, -1)):
-        largest = np.maximum(values.max(1, keepdims=True), _f32(0))
-        top = _f32((1 << scale_bits) - 1)
-        inverse = np.where(largest > 0, top / largest, _f32(0))
-        steps.append(np.minimum(_nearest(inverse * values).astype(np.uint8), np.uint8(top)))
-        stored.append(_half(largest / top))
-    d, dmin = (
-        (h.astype(np.float32) * s).reshape(-1, 1) for h, s in zip(stored, steps, strict=True)
-    )
-    again = np.clip(_nearest((x + dmin) / d), 0, highest)
+        largest = np.maximum(values.max(1, keepdims=True), f32(0))
+        top = f32((1 << scale_bits) - 1)
+        inverse = np.where(largest > 0, top / largest, f32(0))
+        steps.append(np.minimum(nearest(inverse * values).astype(np.uint8), np.uint8(top)))
+        stored.append(half_bytes(largest / top))
+    d, dmin = ((half_at(h, 0) * s).reshape(-1, 1) for h, s in zip(stored, steps, strict=True))
+    again = np.clip(nearest((x + dmin) / d), 0, highest)
     levels = np.where(d != 0, again, levels).reshape(n, 256)
-    halves = [_bytes(h) for h in stored]
-    return halves[0], halves[1], np.stack(steps, 1), levels.astype(np.uint8)
-
-
-def _pack(levels: Bytes, bits: int, per_line: int) -> Bytes:
-    """Fields of `bits` bits: a byte holds elements `per_line` bytes apart."""
-    n, per_byte = len(levels), 8 // bits
-    fields = levels.reshape(n, -1, per_byte, per_line)
-    packed = np.zeros((n, fields.shape[1], per_line), np.uint8)
-    for k in range(per_byte):
-        packed |= fields[:, :, k] << (bits * k)
-    return packed.reshape(n, -1)
-
-
-def _unpack(b: Bytes, bits: int, per_line: int) -> Bytes:
-    """The inverse of `_pack`."""
-    lines = b.reshape(len(b), -1, 1, per_line)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    return (lines >> shifts & np.uint8((1 << bits) - 1)).reshape(len(b), -1)
+    return stored[0], stored[1], np.stack(steps, 1), levels.astype(np.uint8)
 
 
 def _pack_six(scales: Bytes, minima: Bytes) -> Bytes:
@@ -216,14 +172,14 @@ def quantize_q2(x: Floats) -> Bytes:
     """(n, 256) float32 to blocks of 84 bytes."""
     groups = x.reshape(-1, 16)
     d, dmin, steps, q = _quantize_with_minimum(groups, np.abs(groups), 2, 4, -0.5, 15)
-    return np.concatenate([steps[:, 0] | (steps[:, 1] << 4), _pack(q, 2, 32), d, dmin], axis=1)
+    return np.concatenate([steps[:, 0] | (steps[:, 1] << 4), pack(q, 2, 32), d, dmin], axis=1)
 
 
 def dequantize_q2(b: Bytes) -> Floats:
     """Blocks of 84 bytes to (n, 256) float32."""
-    scales = (b[:, :16] & 15).astype(np.float32) * _half_at(b, 80)
-    minima = (b[:, :16] >> 4).astype(np.float32) * _half_at(b, 82)
-    return _expand(_unpack(b[:, 16:80], 2, 32), scales, minima)
+    scales = (b[:, :16] & 15).astype(np.float32) * half_at(b, 80)
+    minima = (b[:, :16] >> 4).astype(np.float32) * half_at(b, 82)
+    return _expand(unpack(b[:, 16:80], 2, 32), scales, minima)
 
 
 def quantize_q3(x: Floats) -> Bytes:
@@ -231,29 +187,29 @@ def quantize_q3(x: Floats) -> Bytes:
     n, groups = len(x), x.reshape(-1, 16)
     fitted, levels = _fit_stepwise(groups, 4)
     scales = fitted.reshape(n, 16)
-    extreme = _extreme(scales)[:, None]
-    inverse = _f32(-32) / extreme
-    steps = np.clip(_nearest(inverse * scales), -32, 31) + 32
+    extreme = extreme_of(scales)
+    inverse = f32(-32) / extreme
+    steps = np.clip(nearest(inverse * scales), -32, 31) + 32
     steps = np.where(extreme != 0, steps, 0).astype(np.uint8)
-    half = _half(np.where(extreme != 0, _f32(1) / inverse, _f32(0)))
-    d = (half.astype(np.float32) * (steps.astype(np.float32) - 32)).reshape(-1, 1)
-    again = np.clip(_nearest(groups / d), -4, 3) + 4
+    unit = half_bytes(np.where(extreme != 0, f32(1) / inverse, f32(0)))
+    d = (half_at(unit, 0) * (steps.astype(np.float32) - 32)).reshape(-1, 1)
+    again = np.clip(nearest(groups / d), -4, 3) + 4
     q = np.where(d != 0, again, levels).reshape(n, 256).astype(np.uint8)
-    packed = [_pack(q >> 2, 1, 32), _pack(q & 3, 2, 32)]
-    packed += [_pack(steps & 15, 4, 8), _pack(steps >> 4, 2, 4), _bytes(half)]
+    packed = [pack(q >> 2, 1, 32), pack(q & 3, 2, 32)]
+    packed += [pack(steps & 15, 4, 8), pack(steps >> 4, 2, 4), unit]
     return np.concatenate(packed, axis=1)
 
 
 def dequantize_q3(b: Bytes) -> Floats:
     """Blocks of 110 bytes to (n, 256) float32."""
-    q = _unpack(b[:, 32:96], 2, 32) | (_unpack(b[:, :32], 1, 32) << 2)
-    steps = _unpack(b[:, 96:104], 4, 8) | (_unpack(b[:, 104:108], 2, 4) << 4)
-    scales = (steps.astype(np.float32) - 32) * _half_at(b, 108)
+    q = unpack(b[:, 32:96], 2, 32) | (unpack(b[:, :32], 1, 32) << 2)
+    steps = unpack(b[:, 96:104], 4, 8) | (unpack(b[:, 104:108], 2, 4) << 4)
+    scales = (steps.astype(np.float32) - 32) * half_at(b, 108)
     return _expand(q.astype(np.int8) - 4, scales)
 
 
 def _weights(groups: Floats) -> Floats:
-    mean = np.sqrt(_sum(groups * groups) / _f32(32))
+    mean = np.sqrt(ordered_sum(groups * groups) / f32(32))
     return mean[:, None] + np.abs(groups)
 
 
@@ -261,29 +217,29 @@ def quantize_q4(x: Floats) -> Bytes:
     """(n, 256) float32 to blocks of 144 bytes."""
     groups = x.reshape(-1, 32)
     d, dmin, steps, q = _quantize_with_minimum(groups, _weights(groups), 4, 6, -1.0, 20)
-    return np.concatenate([d, dmin, _pack_six(steps[:, 0], steps[:, 1]), _pack(q, 4, 32)], axis=1)
+    return np.concatenate([d, dmin, _pack_six(steps[:, 0], steps[:, 1]), pack(q, 4, 32)], axis=1)
 
 
 def dequantize_q4(b: Bytes) -> Floats:
     """Blocks of 144 bytes to (n, 256) float32."""
     scales, minima = _unpack_six(b[:, 4:16])
-    q = _unpack(b[:, 16:], 4, 32)
-    return _expand(q, scales * _half_at(b, 0), minima * _half_at(b, 2))
+    q = unpack(b[:, 16:], 4, 32)
+    return _expand(q, scales * half_at(b, 0), minima * half_at(b, 2))
 
 
 def quantize_q5(x: Floats) -> Bytes:
     """(n, 256) float32 to blocks of 176 bytes."""
     groups = x.reshape(-1, 32)
     d, dmin, steps, q = _quantize_with_minimum(groups, _weights(groups), 5, 6, -0.5, 15)
-    packed = [d, dmin, _pack_six(steps[:, 0], steps[:, 1]), _pack(q >> 4, 1, 32)]
-    return np.concatenate([*packed, _pack(q & 15, 4, 32)], axis=1)
+    packed = [d, dmin, _pack_six(steps[:, 0], steps[:, 1]), pack(q >> 4, 1, 32)]
+    return np.concatenate([*packed, pack(q & 15, 4, 32)], axis=1)
 
 
 def dequantize_q5(b: Bytes) -> Floats:
     """Blocks of 176 bytes to (n, 256) float32."""
     scales, minima = _unpack_six(b[:, 4:16])
-    q = _unpack(b[:, 48:], 4, 32) | (_unpack(b[:, 16:48], 1, 32) << 4)
-    return _expand(q, scales * _half_at(b, 0), minima * _half_at(b, 2))
+    q = unpack(b[:, 48:], 4, 32) | (unpack(b[:, 16:48], 1, 32) << 4)
+    return _expand(q, scales * half_at(b, 0), minima * half_at(b, 2))
 
 
 def quantize_q6(x: Floats) -> Bytes:
@@ -291,34 +247,34 @@ def quantize_q6(x: Floats) -> Bytes:
     n, groups = len(x), x.reshape(-1, 16)
     fitted, levels = _fit_scale(groups, 32)
     scales = fitted.reshape(n, 16)
-    extreme = _extreme(scales)[:, None]
-    inverse = _f32(-128) / extreme
-    steps = np.minimum(_nearest(inverse * scales), 127).astype(np.int8)
-    half = _half(_f32(1) / inverse)
-    d = (half.astype(np.float32) * steps).reshape(-1, 1)
-    again = np.clip(_nearest(groups / d), -32, 31) + 32
+    extreme = extreme_of(scales)
+    inverse = f32(-128) / extreme
+    steps = np.minimum(nearest(inverse * scales), 127).astype(np.int8)
+    unit = half_bytes(f32(1) / inverse)
+    d = (half_at(unit, 0) * steps).reshape(-1, 1)
+    again = np.clip(nearest(groups / d), -32, 31) + 32
     q = np.where(d != 0, again, levels).reshape(n, 256).astype(np.uint8)
-    packed = [_pack(q & 15, 4, 64), _pack(q >> 4, 2, 32), steps.view(np.uint8), _bytes(half)]
+    packed = [pack(q & 15, 4, 64), pack(q >> 4, 2, 32), steps.view(np.uint8), unit]
     blocks = np.concatenate(packed, axis=1)
-    blocks[np.abs(extreme[:, 0]) < _TINY] = 0
+    blocks[np.abs(extreme[:, 0]) < TINY] = 0
     return blocks
 
 
 def dequantize_q6(b: Bytes) -> Floats:
     """Blocks of 210 bytes to (n, 256) float32."""
-    q = _unpack(b[:, :128], 4, 64) | (_unpack(b[:, 128:192], 2, 32) << 4)
-    scales = b[:, 192:208].view(np.int8).astype(np.float32) * _half_at(b, 208)
+    q = unpack(b[:, :128], 4, 64) | (unpack(b[:, 128:192], 2, 32) << 4)
+    scales = b[:, 192:208].view(np.int8).astype(np.float32) * half_at(b, 208)
     return _expand(q.astype(np.int8) - 32, scales)
 
 
 def quantize_q8(x: Floats) -> Bytes:
     """Q8_K: float32 scale, 256 levels, their sums by sixteens."""
-    x = np.where(np.isnan(x), _f32(0), x)
-    extreme = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
+    x = np.where(np.isnan(x), f32(0), x)
+    extreme = extreme_of(x)
     some = extreme != 0
-    inverse = np.where(some, _f32(-127) / extreme, _f32(0))
-    levels = np.clip(_nearest(inverse * x), -128, 127)
-    d = np.where(some, _f32(1) / inverse, _f32(0)).astype(np.float32)
+    inverse = np.where(some, f32(-127) / extreme, f32(0))
+    levels = np.clip(nearest(inverse * x), -128, 127)
+    d = np.where(some, f32(1) / inverse, f32(0)).astype(np.float32)
     sums = levels.reshape(-1, 16, 16).sum(2).astype(np.int16)
     parts = d, levels.astype(np.int8), sums
     return np.concatenate([part.view(np.uint8) for part in parts], axis=1)

@@ -17,6 +17,8 @@ FILE_TYPES = {
     "Q5_K_S": 16,
     "Q5_K_M": 17,
     "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
     "BF16": 32,
 }
 # Types of tensors that give no file type their own name.

@@ -91,8 +91,8 @@ def quantize_model(
         source: GGUF file to read.
         target: GGUF file to write or replace; not `source`.
         type_name: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M,
-            Q5_K_S, Q5_K_M, Q6_K, F16, BF16 or F32; Q3_K, Q4_K and Q5_K mean the _M of it. None:
-            each tensor keeps its type.
+            Q5_K_S, Q5_K_M, Q6_K, IQ4_NL, IQ4_XS, F16, BF16 or F32; Q3_K, Q4_K and Q5_K mean the _M
+            of it. None: each tensor keeps its type.
         allow_requantize: take matrices that are quantised already, which adds errors to errors.
         is_pure: give all matrices the one type instead of llama.cpp's mixture.
         changes: name of a tensor to what happens to its rows before they are written.

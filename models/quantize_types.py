@@ -1,8 +1,8 @@
 """Which type each tensor of a model gets when the model is quantised: the rules of llama.cpp.
 
 They are those for dense models without an importance matrix (`llama_tensor_get_type`), by layer
-number. One place differs: rows that Q2_K and Q3_K do not fit become Q4_0, as in llama.cpp before
-2024, where it takes IQ4_NL now, a type of the same size that this library does not write.
+number. Rows that Q2_K and Q3_K do not fit become Q4_0, as in the newest and the oldest versions;
+between these it was IQ4_NL, a type of the same size.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,8 @@ from yupana.models.formats.gguf_types import TENSOR_TYPE_BY_NAME
 # Names people use -> names of FILE_TYPES.
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 _FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_FALLBACK |= {"IQ4_XS": "IQ4_NL"}
+_LISTED = ("IQ4_NL", "IQ4_XS")
 # Matrices by name that stay as they are: positions, token types, and what steers experts and
 # recurrences.
 _KEPT = ("position_embd.weight", "token_types.weight")
@@ -137,6 +139,7 @@ class Mixture:
             "Q4_K_S": "Q5_K" if layer < 4 else "Q4_K",
             "Q4_K_M": "Q6_K" if self._has_more_bits(layer) else "Q4_K",
             "Q5_K_M": "Q6_K" if self._has_more_bits(layer) else "Q5_K",
+            **dict.fromkeys(_LISTED, "Q5_K" if self.n_gqa >= 4 else self.main_type),
         }.get(self.file_type, self.main_type)
         # LLaMA 70B: eight queries share these, so more bits cost next to nothing.
         is_70b = self.n_layer == 80 and self.n_gqa > 1
@@ -151,6 +154,7 @@ class Mixture:
             "Q4_K_S": "Q5_K" if layer < n // 8 else "Q4_K",
             "Q4_K_M": "Q6_K" if self._has_more_bits(layer) else "Q4_K",
             "Q5_K_M": "Q6_K" if self._has_more_bits(layer) else "Q5_K",
+            **dict.fromkeys(_LISTED, "Q5_K" if layer < n // 8 else self.main_type),
         }.get(self.file_type, self.main_type)
 
     def _has_more_bits(self, layer: int) -> bool:

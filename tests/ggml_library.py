@@ -40,7 +40,7 @@ def rounded(x: Any, name: str) -> Any:
     library = ctypes.CDLL(str(Path(package.__file__).parent / "lib" / "libggml-cpu.so"))
     out = np.zeros((x.shape[0], x.shape[1] // fmt.block * fmt.nbytes), np.uint8)
     source, target = ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data)
-    run = getattr(library, f"quantize_row_{name.lower().replace('_k', '_K')}")
+    run = getattr(library, f"quantize_row_{_in_c(name)}")
     run(source, target, ctypes.c_int64(x.size))
     return out
 
@@ -49,10 +49,15 @@ def dequantize(stored: Any, name: str) -> Any:
     """The float32 that ggml reads in rows of bytes."""
     fmt = quants.FORMATS[name]
     out = np.zeros((stored.shape[0], stored.shape[1] // fmt.nbytes * fmt.block), np.float32)
-    read = getattr(_ggml(), f"dequantize_row_{name.lower().replace('_k', '_K')}")
+    read = getattr(_ggml(), f"dequantize_row_{_in_c(name)}")
     read(
         ctypes.c_void_p(stored.ctypes.data),
         ctypes.c_void_p(out.ctypes.data),
         ctypes.c_int64(out.size),
     )
     return out
+
+
+def _in_c(name: str) -> str:
+    """A type's name in C: small letters, but for the K."""
+    return name.lower().replace("_k", "_K")

@@ -63,6 +63,8 @@ LAYERS = (
         "yupana.graphlib.dtypes",
         "yupana.graphlib.quants",
         "yupana.graphlib.quants_k",
+        "yupana.graphlib.quants_iq",
+        "yupana.graphlib.quant_parts",
         "yupana.graphlib.config",
         "yupana.graphlib.errors",
     ),

@@ -15,6 +15,7 @@ from yupana.models.formats import GgufFile, MissingEntry, write_gguf
 from yupana.models.formats.gguf_types import TENSOR_TYPE_BY_NAME, TENSOR_TYPES
 
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+QUANTIZED += ["IQ4_NL", "IQ4_XS"]
 PLAIN = ["F32", "F16", "BF16", "F64"]
 
 
@@ -74,6 +75,8 @@ NUMBERS = {
     "Q4_K": [(0, 2), (2, 2)],
     "Q5_K": [(0, 2), (2, 2)],
     "Q6_K": [(208, 2)],
+    "IQ4_NL": [(0, 2)],
+    "IQ4_XS": [(0, 2), (2, 2)],
     "F32": [(0, 4)],
     "F16": [(0, 2)],
     "BF16": [(0, 2)],

@@ -58,6 +58,10 @@ def counts(file_type, n_layer=32, n_gqa=1, has_output=True):
         ("Q5_K_M", ({"Q5_K": 32}, {"Q5_K": 16, "Q6_K": 16}, {"Q5_K": 16, "Q6_K": 16}, {"Q5_K": 32},
                     "Q6_K", "Q5_K")),
         ("Q6_K", ({"Q6_K": 32}, {"Q6_K": 32}, {"Q6_K": 32}, {"Q6_K": 32}, "Q6_K", "Q6_K")),
+        ("IQ4_NL", ({"IQ4_NL": 32}, {"IQ4_NL": 32}, {"IQ4_NL": 28, "Q5_K": 4}, {"IQ4_NL": 32},
+                    "Q6_K", "IQ4_NL")),
+        ("IQ4_XS", ({"IQ4_XS": 32}, {"IQ4_XS": 32}, {"IQ4_XS": 28, "Q5_K": 4}, {"IQ4_XS": 32},
+                    "Q6_K", "IQ4_XS")),
         ("F16", ({"F16": 32}, {"F16": 32}, {"F16": 32}, {"F16": 32}, "F16", "F16")),
     ],
 )  # fmt: skip
@@ -67,6 +71,7 @@ def test_mixtures_are_those_of_llama_cpp(file_type, want):
 
 def test_mixtures_look_at_the_model():
     assert counts("Q2_K", n_gqa=4)[1] == {"Q4_K": 32}
+    assert counts("IQ4_XS", n_gqa=4)[1] == {"Q5_K": 32}
     assert counts("Q4_K_M", n_layer=80, n_gqa=8)[1] == {"Q5_K": 40, "Q6_K": 40}  # LLaMA 2 70B
     assert counts("Q4_0", has_output=False)[5] == "Q6_K"  # the embedding is the output
     m = Mixture("Q4_K_M", 24, 1, True)
@@ -79,7 +84,7 @@ def test_mixtures_look_at_the_model():
 @pytest.mark.parametrize(
     ("file_type", "width", "want"),
     [("Q2_K", 96, "Q4_0"), ("Q3_K_M", 96, "Q4_0"), ("Q4_K_M", 96, "Q5_0"), ("Q5_K_M", 96, "Q5_1"),
-     ("Q6_K", 96, "Q8_0"), ("Q4_K_M", 40, "F16"), ("Q8_0", 40, "F16")],
+     ("Q6_K", 96, "Q8_0"), ("IQ4_XS", 96, "IQ4_NL"), ("Q4_K_M", 40, "F16"), ("Q8_0", 40, "F16")],
 )  # fmt: skip
 def test_rows_that_are_not_whole_blocks_get_another_type(file_type, width, want):
     assert Mixture(file_type, 4, 1, True).type_of("blk.0.attn_q.weight", (8, width)) == want

@@ -16,6 +16,8 @@ _NAMES = {dtype.code: name for name, dtype in QUANTIZED.items()}
 # Time of an element: read from blocks; written to them, by bits of the search behind it.
 _LOAD_NS, _STORE_NS, _SEARCH_NS = 0.1, 0.8, 8.0
 
+_SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+
 # Record: functions that load and store a row; whether rows are copied as they are, and their
 # bytes then; both operands; sizes of the middle axes; elements of a row, rows, rows of a chunk.
 _LOAD, _STORE, _SAME = 0, 1, 2
@@ -55,8 +57,7 @@ def copy_steps(dst: View, src: View) -> list[Step]:
         rows,
         each,
     )
-    searches = to is not None and QUANTIZED[to].block == 256 and to != "Q8_K"
-    ns = n * rows * (_SEARCH_NS if searches else _STORE_NS if to else _LOAD_NS)
+    ns = n * rows * (_SEARCH_NS if to in _SEARCHED else _STORE_NS if to else _LOAD_NS)
     return [Step(_COPY_ROWS, record, -(-rows // each), ns, 4 * n)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from yupana.graphlib.kernels.lanes import Cell, Lanes, Table, both, everywhere, where
 from yupana.graphlib.kernels.vector import F32, I32, const, loop, vector
 
-_TINY = 1e-15  # a group whose largest magnitude is below counts as zeros
+TINY = 1e-15  # a group whose largest magnitude is below counts as zeros
 
 Weight = Callable[[Lanes], Lanes]
 
@@ -192,6 +192,6 @@ def _from_zero(
     b: Any, extreme: Lanes, scale: Lanes, levels: Table, half: int
 ) -> tuple[Lanes, Table]:
     """Levels counted from zero; groups of zeros have scale and levels 0."""
-    empty = extreme.magnitude() < _TINY
+    empty = extreme.magnitude() < TINY
     _fill(b, levels, lambda i: where(empty, levels[i].like(0), levels[i] + half))
     return where(empty, scale.like(0.0), scale), levels

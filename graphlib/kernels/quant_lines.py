@@ -19,6 +19,7 @@ from yupana.graphlib.kernels.vector import (
     I16,
     I32,
     const,
+    declare,
     load,
     lone_half,
     loop,
@@ -26,6 +27,7 @@ from yupana.graphlib.kernels.vector import (
     splat,
 )
 from yupana.graphlib.quants import FORMATS
+from yupana.graphlib.quants_iq import LEVELS
 
 I8 = ir.IntType(8)
 LINE = 32  # elements
@@ -248,6 +250,35 @@ def _q8_k(b: Any, block: Any) -> list[Line]:
     return [Line(b.xor(x, _all(x.type, -128)), 128, scale) for x in eight]
 
 
+def _iq4_nl(b: Any, block: Any) -> list[Line]:
+    return _line(b, block, _listed(b, _bytes(b, block, 2, 16)), 128)
+
+
+def _iq4_xs(b: Any, block: Any) -> list[Line]:
+    low, pairs = _nibbles(b, _bytes(b, block, 4, 4)), ir.VectorType(I16, 8)
+    word = splat(b, load(b, I16, b.add(block, const(2)), 1), 8)
+    high = b.lshr(word, ir.Constant(pairs, list(range(0, 16, 2))))
+    high = _bits(b, b.trunc(high, low.type), 0, 2, to=4)
+    low = shuffle(b, low, low, [0, 4, 1, 5, 2, 6, 3, 7])
+    steps = b.sub(b.or_(low, high), _all(low.type, 32))
+    scales = _halves(b, shuffle(b, steps, steps, _LINE_OF_HALF), _half(b, block, 0))
+    levels = [_listed(b, _bytes(b, block, 8 + 16 * k, 16)) for k in range(8)]
+    return [Line(x, 128, scale) for x, scale in zip(levels, scales, strict=True)]
+
+
+def _listed(b: Any, fields: Any) -> Any:
+    """The levels that 32 numbers of four bits choose, without sign."""
+    chosen, levels = _nibbles(b, fields), [128 + level for level in LEVELS]
+    kind = chosen.type
+    if HAS_AVX2:
+        look_up = declare(b.module, "llvm.x86.avx2.pshuf.b", kind, [kind, kind])
+        return b.call(look_up, [ir.Constant(kind, levels * 2), chosen])
+    found = _all(kind, levels[0])
+    for k, level in enumerate(levels[1:], 1):
+        found = b.select(b.icmp_unsigned("==", chosen, _all(kind, k)), _all(kind, level), found)
+    return found
+
+
 _READERS: dict[str, Callable[[Any, Any], list[Line]]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
@@ -256,6 +287,8 @@ _READERS: dict[str, Callable[[Any, Any], list[Line]]] = {
     "Q8_0": _q8_0,
     "Q8_1": _q8_1,
     "Q8_K": _q8_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
 }
 # The types whose blocks are of the kind `Block`.
 BLOCKS: dict[str, Callable[[Any, Any], Block]] = {
@@ -269,7 +302,7 @@ BLOCKS: dict[str, Callable[[Any, Any], Block]] = {
 OFFSET = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")  # types whose lines have offsets
 # What the levels of a type are counted from.
 ZEROS = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "Q8_1": 128, "Q3_K": 4, "Q6_K": 32, "Q8_K": 128}
-ZEROS |= dict.fromkeys(OFFSET, 0)
+ZEROS |= dict.fromkeys(OFFSET, 0) | dict.fromkeys(("IQ4_NL", "IQ4_XS"), 128)
 
 
 def each_line(

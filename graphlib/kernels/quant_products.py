@@ -1,7 +1,7 @@
 """Integer products of lines and blocks with rows of levels, as LLVM IR.
 
 Instructions multiply bytes without sign by bytes with one. Those of AVX2 add two products in 16
-bits, too few if both sides are bytes with a sign: there levels of both have 16 bits (`is_wide`).
+bits, too few where levels take all of a byte: there those of both have 16 bits (`is_wide`).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,15 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from yupana.graphlib.kernels.lanes import Cell, Lanes
-from yupana.graphlib.kernels.quant_lines import HALVES, I8, LINE, Block, Line, signed_levels
+from yupana.graphlib.kernels.quant_lines import (
+    HALVES,
+    I8,
+    LINE,
+    ZEROS,
+    Block,
+    Line,
+    signed_levels,
+)
 from yupana.graphlib.kernels.vector import (
     F32,
     FEATURES,
@@ -120,7 +128,7 @@ def wide(b: Any, levels: Any) -> list[Any]:
 
 def is_wide(name: str) -> bool:
     """Whether levels of this type are multiplied in 16 bits."""
-    return name in ROUNDED and HAS_AVX2 and not _HAS_VNNI
+    return ZEROS[name] == 128 and HAS_AVX2 and not _HAS_VNNI
 
 
 def factors(b: Any, lines: tuple[Line, ...]) -> Callable[[Any], list[Any]]:

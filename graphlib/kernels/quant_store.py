@@ -5,47 +5,27 @@ from typing import Any
 
 from llvmlite import ir
 
-from yupana.graphlib.kernels.convert import to_half
-from yupana.graphlib.kernels.lanes import Lanes, Table, everywhere, read, where, write
+from yupana.graphlib.kernels.lanes import Lanes, Table, read, where, write
 from yupana.graphlib.kernels.quant_fit import Weight, fit_range, fit_scale, fit_stepwise, square
-from yupana.graphlib.kernels.vector import F32, I16, I32, const, half_to_f32, transpose, vector
+from yupana.graphlib.kernels.quant_put import (
+    I8,
+    at_byte,
+    inverse_of,
+    put_fields,
+    put_fifth,
+    put_half,
+    put_levels,
+    put_six_bits,
+)
+from yupana.graphlib.kernels.quant_store_iq import put_iq4_nl, put_iq4_xs
+from yupana.graphlib.kernels.vector import F32, I16, I32, transpose, vector
 
-I8 = ir.IntType(8)
-_HALF = 16
 _ALMOST_HALF = 0x3EFFFFFF  # bits of the largest float32 below 0.5
 
 
 def store_block(b: Any, name: str, source: Any, block: Any) -> None:
     """Write the elements at address `source` as a block of format `name`."""
     _WRITERS[name](b, source, block)
-
-
-def _at(address: Any, b: Any, offset: int) -> Any:
-    return b.add(address, const(offset))
-
-
-def _put_half(b: Any, x: Lanes, block: Any, at: int) -> Lanes:
-    """Store lane 0 as float16 at byte `at`; what was stored, in every lane of float32."""
-    half = to_half(b, b.extract_element(x.value, ir.Constant(I32, 0)), 1)
-    bits = everywhere(b, b.bitcast(half, I16), x.kind.count)
-    write(bits.part([0]), _at(block, b, at))
-    return Lanes(b, half_to_f32(b, bits.value, "f16"))
-
-
-def _inverse(d: Lanes) -> Lanes:
-    return where(d.differs(0.0), d.like(1.0) / d, d.like(0.0))
-
-
-def _put_levels(b: Any, levels: Lanes, block: Any, at: int) -> None:
-    """32 levels as 16 bytes of two times four bits."""
-    low = levels.part(list(range(_HALF))) & 15
-    write(low | (levels.part(list(range(_HALF, 32))) << 4), _at(block, b, at))
-
-
-def _put_fifth(b: Any, levels: Lanes, block: Any, at: int) -> None:
-    """The fifth bits of 32 levels as four bytes."""
-    mask = (levels & 16).differs(0)
-    write(everywhere(b, b.bitcast(mask.value, I32), 1), _at(block, b, at))
 
 
 def _cut(x: Lanes, highest: int) -> Lanes:
@@ -56,8 +36,8 @@ def _symmetric(b: Any, source: Any, block: Any, bits: int) -> Lanes:
     """Write the scale; the levels, of which the lowest is the extreme's."""
     x, middle = read(b, F32, 32, source), 1 << (bits - 1)
     d = (x.extreme() + 0.0) / float(-middle)  # no negative zero
-    _put_half(b, d, block, 0)
-    return _cut(x * _inverse(d) + (middle + 0.5), 2 * middle - 1)
+    put_half(b, d, block, 0)
+    return _cut(x * inverse_of(d) + (middle + 0.5), 2 * middle - 1)
 
 
 def _between(b: Any, source: Any, block: Any, bits: int) -> Lanes:
@@ -66,41 +46,41 @@ def _between(b: Any, source: Any, block: Any, bits: int) -> Lanes:
     # of zeros of both signs the first, as a loop over the elements finds it
     low, high = x.first(x.equals(-((-x).largest()))), x.first(x.equals(x.largest()))
     d = (high - low) / float(highest)
-    _put_half(b, d, block, 0)
-    _put_half(b, low, block, 2)
-    return _cut((x - low) * _inverse(d) + 0.5, highest)
+    put_half(b, d, block, 0)
+    put_half(b, low, block, 2)
+    return _cut((x - low) * inverse_of(d) + 0.5, highest)
 
 
 def _q4_0(b: Any, source: Any, block: Any) -> None:
-    _put_levels(b, _symmetric(b, source, block, 4), block, 2)
+    put_levels(b, _symmetric(b, source, block, 4), block, 2)
 
 
 def _q4_1(b: Any, source: Any, block: Any) -> None:
-    _put_levels(b, _between(b, source, block, 4), block, 4)
+    put_levels(b, _between(b, source, block, 4), block, 4)
 
 
 def _q5_0(b: Any, source: Any, block: Any) -> None:
     levels = _symmetric(b, source, block, 5)
-    _put_fifth(b, levels, block, 2)
-    _put_levels(b, levels, block, 6)
+    put_fifth(b, levels, block, 2)
+    put_levels(b, levels, block, 6)
 
 
 def _q5_1(b: Any, source: Any, block: Any) -> None:
     levels = _between(b, source, block, 5)
-    _put_fifth(b, levels, block, 4)
-    _put_levels(b, levels, block, 8)
+    put_fifth(b, levels, block, 4)
+    put_levels(b, levels, block, 8)
 
 
 def _q8_0(b: Any, source: Any, block: Any) -> None:
     x = read(b, F32, 32, source)
     d = x.magnitude().largest() / 127.0
-    _put_half(b, d, block, 0)
-    scaled = x * _inverse(d)
+    put_half(b, d, block, 0)
+    scaled = x * inverse_of(d)
     # halves away from zero; 0.5 itself would lift the largest number below a half
     away = ((scaled.bits(I32) & -0x80000000) | _ALMOST_HALF).bits(F32)
     moved = scaled + away
     sure = where(moved.equals(moved), moved, moved.like(0.0))  # no NaN
-    write(sure.most(-127.0).least(127.0).whole().narrow(I8), _at(block, b, 2))
+    write(sure.most(-127.0).least(127.0).whole().narrow(I8), at_byte(b, block, 2))
 
 
 def _q8_1(b: Any, source: Any, block: Any) -> None:
@@ -110,9 +90,9 @@ def _q8_1(b: Any, source: Any, block: Any) -> None:
     scaled = x * where(largest.differs(0.0), largest.like(127.0) / largest, largest.like(0.0))
     sure = where(scaled.equals(scaled), scaled, scaled.like(0.0))  # no NaN
     levels = sure.most(-127.0).least(127.0).nearest()
-    _put_half(b, d, block, 0)
-    _put_half(b, d.part([0]) * levels.sum().real(), block, 2)
-    write(levels.narrow(I8), _at(block, b, 4))
+    put_half(b, d, block, 0)
+    put_half(b, d.part([0]) * levels.sum().real(), block, 2)
+    write(levels.narrow(I8), at_byte(b, block, 4))
 
 
 def _groups(b: Any, source: Any, size: int) -> Table:
@@ -121,7 +101,8 @@ def _groups(b: Any, source: Any, size: int) -> Table:
     table = Table(b, vector(lanes), size)
     for start in range(0, size, lanes):
         rows = [
-            read(b, F32, lanes, _at(source, b, 4 * (j * size + start))).value for j in range(lanes)
+            read(b, F32, lanes, at_byte(b, source, 4 * (j * size + start))).value
+            for j in range(lanes)
         ]
         for i, row in enumerate(transpose(b, rows)):
             table[start + i] = Lanes(b, row)
@@ -143,21 +124,8 @@ def _levels_anew(
     for start in range(0, x.size, lanes):
         square_of = [row.value for row in rows[start : start + lanes]]
         for j, group in enumerate(transpose(b, square_of)):
-            write(Lanes(b, group), _at(natural.address, b, j * x.size + start))
+            write(Lanes(b, group), at_byte(b, natural.address, j * x.size + start))
     return natural.address
-
-
-def _put_fields(b: Any, levels: Any, block: Any, at: int, bits: int, shift: int) -> None:
-    """Fields of `bits` bits of the levels moved right: a byte holds elements 32 apart."""
-    per_byte, mask = 8 // bits, (1 << bits) - 1
-    for part in range(256 // (32 * per_byte)):
-        packed = None
-        for k in range(per_byte):
-            field = read(b, I8, 32, _at(levels, b, 32 * (part * per_byte + k)))
-            field = ((field >> shift if shift else field) & mask) << (bits * k)
-            packed = field if packed is None else packed | field
-        assert packed is not None
-        write(packed, _at(block, b, at + 32 * part))
 
 
 def _steps(values: Lanes, top: int) -> tuple[Lanes, Lanes]:
@@ -180,8 +148,8 @@ def _with_minimum(
     scale, offset, fitted = fit_range(b, x, weight, highest, first, n_steps, bits == 2)
     scales, unit = _steps(scale, (1 << step_bits) - 1)
     minima, unit_of_minima = _steps(offset, (1 << step_bits) - 1)
-    d = _put_half(b, unit, block, at[0]) * scales.real()
-    dmin = _put_half(b, unit_of_minima, block, at[1]) * minima.real()
+    d = put_half(b, unit, block, at[0]) * scales.real()
+    dmin = put_half(b, unit_of_minima, block, at[1]) * minima.real()
     levels = _levels_anew(b, x, d, dmin, fitted, (0, highest))
     return levels, scales.narrow(I8), minima.narrow(I8)
 
@@ -199,7 +167,7 @@ def _q2_k(b: Any, source: Any, block: Any) -> None:
     plan = (2, 4, 16, -0.5, 15)
     levels, scales, minima = _with_minimum(b, source, block, plan, (80, 82))
     write(scales | (minima << 4), block)
-    _put_fields(b, levels, block, 16, 2, 0)
+    put_fields(b, levels, block, 16, 2, 0)
 
 
 def _q3_k(b: Any, source: Any, block: Any) -> None:
@@ -210,39 +178,31 @@ def _q3_k(b: Any, source: Any, block: Any) -> None:
     inverse = extreme.like(-32.0) / extreme
     steps = (inverse * scale).nearest().clip(-32, 31) + 32
     steps = where(some, steps, steps.like(0))
-    unit = _put_half(b, where(some, inverse.like(1.0) / inverse, inverse.like(0.0)), block, 108)
+    unit = put_half(b, where(some, inverse.like(1.0) / inverse, inverse.like(0.0)), block, 108)
     levels = _levels_anew(b, x, unit * (steps - 32).real(), None, fitted, (-4, 3))
-    _put_fields(b, levels, block, 0, 1, 2)
-    _put_fields(b, levels, block, 32, 2, 0)
+    put_fields(b, levels, block, 0, 1, 2)
+    put_fields(b, levels, block, 32, 2, 0)
     six = steps.narrow(I8)
     low, high = six & 15, six >> 4
     eight = [list(range(k, k + 8)) for k in (0, 8)]
-    write(low.part(eight[0]) | (low.part(eight[1]) << 4), _at(block, b, 96))
+    write(low.part(eight[0]) | (low.part(eight[1]) << 4), at_byte(b, block, 96))
     quarters = [high.part(list(range(k, k + 4))) << (k // 2) for k in range(0, 16, 4)]
-    write(quarters[0] | quarters[1] | quarters[2] | quarters[3], _at(block, b, 104))
-
-
-def _put_six_bits(b: Any, scales: Lanes, minima: Lanes, block: Any) -> None:
-    """Two times eight steps of six bits as twelve bytes."""
-    first, last = list(range(4)), list(range(4, 8))
-    for k, steps in enumerate((scales, minima)):
-        write(steps.part(first) | (steps.part(last) >> 4 << 6), _at(block, b, 4 + 4 * k))
-    write((scales.part(last) & 15) | (minima.part(last) << 4), _at(block, b, 12))
+    write(quarters[0] | quarters[1] | quarters[2] | quarters[3], at_byte(b, block, 104))
 
 
 def _q4_k(b: Any, source: Any, block: Any) -> None:
     plan = (4, 6, 32, -1.0, 20)
     levels, scales, minima = _with_minimum(b, source, block, plan, (0, 2))
-    _put_six_bits(b, scales, minima, block)
-    _put_fields(b, levels, block, 16, 4, 0)
+    put_six_bits(b, scales, minima, block)
+    put_fields(b, levels, block, 16, 4, 0)
 
 
 def _q5_k(b: Any, source: Any, block: Any) -> None:
     plan = (5, 6, 32, -0.5, 15)
     levels, scales, minima = _with_minimum(b, source, block, plan, (0, 2))
-    _put_six_bits(b, scales, minima, block)
-    _put_fields(b, levels, block, 16, 1, 4)
-    _put_fields(b, levels, block, 48, 4, 0)
+    put_six_bits(b, scales, minima, block)
+    put_fields(b, levels, block, 16, 1, 4)
+    put_fields(b, levels, block, 48, 4, 0)
 
 
 def _q6_k(b: Any, source: Any, block: Any) -> None:
@@ -254,21 +214,21 @@ def _q6_k(b: Any, source: Any, block: Any) -> None:
     steps = (inverse * scale).nearest().least(127)
     steps = where(empty, steps.like(0), steps)
     unit = where(empty, inverse.like(0.0), inverse.like(1.0) / inverse)
-    unit = _put_half(b, unit, block, 208)
+    unit = put_half(b, unit, block, 208)
     levels = _levels_anew(b, x, unit * steps.real(), None, fitted, (-32, 31))
-    write(steps.narrow(I8), _at(block, b, 192))
+    write(steps.narrow(I8), at_byte(b, block, 192))
     for part in range(2):
-        lines = [read(b, I8, 32, _at(levels, b, 128 * part + 32 * k)) for k in range(4)]
+        lines = [read(b, I8, 32, at_byte(b, levels, 128 * part + 32 * k)) for k in range(4)]
         lines = [where(empty.part([0] * 32), line.like(0), line) for line in lines]
         for k in range(2):
             four = (lines[k] & 15) | (lines[k + 2] << 4)
-            write(four, _at(block, b, 64 * part + 32 * k))
+            write(four, at_byte(b, block, 64 * part + 32 * k))
         tops = [(line >> 4) << (2 * k) for k, line in enumerate(lines)]
-        write(tops[0] | tops[1] | tops[2] | tops[3], _at(block, b, 128 + 32 * part))
+        write(tops[0] | tops[1] | tops[2] | tops[3], at_byte(b, block, 128 + 32 * part))
 
 
 def _q8_k(b: Any, source: Any, block: Any) -> None:
-    lines = [read(b, F32, 32, _at(source, b, 128 * k)) for k in range(8)]
+    lines = [read(b, F32, 32, at_byte(b, source, 128 * k)) for k in range(8)]
     lines = [where(x.equals(x), x, x.like(0.0)) for x in lines]  # no NaN
     top = lines[0].magnitude()
     for x in lines[1:]:
@@ -283,10 +243,10 @@ def _q8_k(b: Any, source: Any, block: Any) -> None:
     write(unit.part([0]), block)
     for k, x in enumerate(lines):
         levels = (inverse * x).nearest().clip(-128, 127)
-        write(levels.narrow(I8), _at(block, b, 4 + 32 * k))
+        write(levels.narrow(I8), at_byte(b, block, 4 + 32 * k))
         for half in range(2):
             total = levels.part(list(range(16 * half, 16 * half + 16))).sum()
-            write(total.narrow(I16), _at(block, b, 260 + 4 * k + 2 * half))
+            write(total.narrow(I16), at_byte(b, block, 260 + 4 * k + 2 * half))
 
 
 _WRITERS: dict[str, Callable[[Any, Any, Any], None]] = {
@@ -302,4 +262,6 @@ _WRITERS: dict[str, Callable[[Any, Any, Any], None]] = {
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
     "Q8_K": _q8_k,
+    "IQ4_NL": put_iq4_nl,
+    "IQ4_XS": put_iq4_xs,
 }

@@ -23,6 +23,7 @@ _HALVES: dict[str, tuple[int, ...]] = {
     "IQ3_S": (0,), "IQ2_S": (0,), "IQ4_XS": (0,), "TQ1_0": (52,), "TQ2_0": (64,), "Q1_0": (0,),
 }  # fmt: skip
 _FIFTH_BITS = {"Q5_0": 2, "Q5_1": 4}  # which ggml stores as one 32-bit number
+_SCALE_BITS = {"IQ4_XS": (2,)}  # as one 16-bit number
 
 # Numbers that are infinite or no numbers have all these bits set: byte in the block, type, bits.
 _EXPONENTS: dict[str, tuple[tuple[int, str, int], ...]] = {
@@ -60,7 +61,7 @@ def native(data: Array, kind: TensorType, order: str) -> Array:
         return data.astype(_OURS + kind.dtype)
     swapped = data.copy()
     blocks = swapped.reshape(-1, kind.size)
-    for at in _HALVES[kind.name]:
+    for at in (*_HALVES[kind.name], *_SCALE_BITS.get(kind.name, ())):
         blocks[:, at : at + 2] = blocks[:, [at + 1, at]]
     if kind.name in _FIFTH_BITS:
         at = _FIFTH_BITS[kind.name]

@@ -24,7 +24,7 @@ class Settings:
     # File to write or replace.
     target: Positional[Path]
     # Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M,
-    # Q6_K, F16, BF16 or F32.
+    # Q6_K, IQ4_NL, IQ4_XS, F16, BF16 or F32.
     type: Positional[str]
     # Take matrices that are quantised already: errors add up.
     allow_requantize: bool = False
