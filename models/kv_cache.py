@@ -13,7 +13,7 @@ from yupana.graphlib.tensor import Tensor
 from yupana.models.attend import Attend
 from yupana.models.decoder import Sizes
 
-CACHE_TYPES = ("f16", "f32", "q8_0")
+CACHE_TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
 class KvCache:
@@ -24,7 +24,7 @@ class KvCache:
 
     Args:
         sizes: of the model.
-        dtype: f16, f32 or q8_0; the last needs heads of whole blocks of 32.
+        dtype: one of `CACHE_TYPES`; quantised ones need heads of whole blocks of 32.
         rounds: round what meets keys and values in f16 to f16 as well, as llama.cpp does.
     Raises:
         SettingError: a setting out of range.
@@ -40,15 +40,15 @@ class KvCache:
         if dtype not in CACHE_TYPES:
             wanted = ", ".join(CACHE_TYPES)
             raise SettingError(f"session: cache: got {dtype!r}, want one of {wanted}.")
-        widths = sizes.head_width, sizes.value_width
-        if dtype == "q8_0" and any(width % 32 for width in widths):
+        kind, widths = dtype_of(dtype), (sizes.head_width, sizes.value_width)
+        if any(width % kind.block for width in widths):
             raise SettingError(
-                f"session: cache: got q8_0 for heads of {widths}, want multiples of 32. Use f16."
+                f"session: cache: got {dtype} for heads of {widths}, want multiples of "
+                f"{kind.block}. Use f16."
             )
         self.n_ctx, self.n_seq, self.dtype = n_ctx, n_seq, dtype
         self._half = rounds and dtype == "f16"
         layers = range(sizes.n_layer)
-        kind = dtype_of("Q8_0" if dtype == "q8_0" else dtype)
         self.context = Context()
         self.keys, self.values = (
             [self.context.leaf((n_seq, n_ctx, sizes.n_head_kv, width), kind) for _ in layers]

@@ -28,7 +28,7 @@ class Session:
         n_ctx: positions of each sequence; None: as many as the model was trained on.
         n_batch: tokens of a prompt that are read at once, at most.
         n_seq: sequences that are kept apart.
-        cache: type of keys and values, f16, f32 or q8_0.
+        cache: type of keys and values, f16, f32, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.
         threads: as for `Graph.compile`.
     Raises:
         SettingError: a setting out of range.

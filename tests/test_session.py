@@ -58,7 +58,9 @@ def test_any_pieces_give_the_scores_of_the_whole(kind):
     assert session.length() == 30
 
 
-@pytest.mark.parametrize(("cache", "bound"), [("f16", 0.02), ("q8_0", 0.2)])
+@pytest.mark.parametrize(
+    ("cache", "bound"), [("f16", 0.02), ("bf16", 0.1), ("q8_0", 0.2), ("q4_0", 1.0)]
+)
 def test_smaller_caches_cost_little(cache, bound):
     model, ids = make_model(n_embd=64, n_head=2), ids_of(30)
     want = exact(model, ids)
@@ -199,7 +201,7 @@ def test_wrong_requests_are_refused():
         ({"n_ctx": 2**30, "n_seq": 2}, f"n_ctx: got {2**30}, want 1 to {2**30 - 1}"),
         ({"n_seq": 0}, "n_seq: got 0"),
         ({"n_batch": 0}, "n_batch: got 0"),
-        ({"cache": "q4_0"}, "cache: got 'q4_0', want one of f16, f32, q8_0"),
+        ({"cache": "q6_k"}, "cache: got 'q6_k', want one of f16, f32, bf16, q8_0, q5_1"),
         ({"cache": "q8_0"}, "q8_0 for heads of .*8.*multiples of 32"),
     ],
 )

@@ -41,7 +41,7 @@ class ModelFlags:
     batch_size: Annotated[int, arg(aliases=["-b"])] = 512
     # Threads; 0: as many as there are cores.
     threads: Annotated[int, arg(aliases=["-t"])] = 0
-    # Type of the cached keys and values: f16, f32 or q8_0.
+    # Type of the cached keys and values: f16, f32, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.
     cache_type: str = "f16"
     # LoRA adapter to use with the model: a file, or a folder of PEFT.
     lora: UseAppendAction[tuple[Path, ...]] = ()
