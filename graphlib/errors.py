@@ -53,6 +53,10 @@ class SettingError(YupanaError):
     """A setting outside its range, or settings that contradict each other."""
 
 
+class UnknownSettingError(SettingError, TypeError):
+    """A setting that does not exist, passed by name; Python raises TypeError there."""
+
+
 def require(where: str, name: str, value: object, is_right: bool, rule: str) -> None:
     """Refuse a setting outside its range.
 

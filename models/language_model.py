@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from yupana.models.json_schema import schema_grammar
 from yupana.models.loading import load_model
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.session import Session
+from yupana.models.session_settings import SessionSettings, check_names
 from yupana.models.stop_texts import StopTexts
 from yupana.models.tokenizer import Tokenizer, read_tokenizer
 from yupana.models.writer import Writer
@@ -49,10 +50,9 @@ class LanguageModel:
         settings: of sessions, unless these are given others.
     """
 
-    def __init__(self, model: Decoder, file: GgufFile, **settings: Any) -> None:
+    def __init__(self, model: Decoder, file: GgufFile, **settings: Unpack[SessionSettings]) -> None:
         self.model = model
         self._file = file
-        inspect.signature(Session).bind(model, **settings)  # a wrong name is told of here
         check_kinds("load", Session.__init__.__annotations__, settings)
         self._settings = settings
         self._idle: list[Session] = []
@@ -67,9 +67,14 @@ class LanguageModel:
         """Text to ids and back; FileFormatError if the file has no vocabulary."""
         return read_tokenizer(self._file.metadata)
 
-    def session(self, **settings: Any) -> Session:
-        """A cache and programs of its own; the settings are those of `Session`."""
-        return Session(self.model, **{**self._settings, **settings})
+    def session(self, **settings: Unpack[SessionSettings]) -> Session:
+        """A cache and programs of its own; the settings are those of `Session`.
+
+        Raises:
+            SettingError: one is out of range. UnknownSettingError: there is none of this name.
+        """
+        check_names("session", settings)
+        return Session(self.model, **(self._settings | settings))
 
     def attach(self, adapter: str | PathLike[str], scale: float = 1.0) -> None:
         """Use a LoRA adapter from now on, beside others; see `load`.
@@ -229,7 +234,7 @@ def load(
     validate: bool = False,
     progress: Progress | None = None,
     overrides: Mapping[str, bool | int | float | str] | None = None,
-    **settings: Any,
+    **settings: Unpack[SessionSettings],
 ) -> LanguageModel:
     """Open a model file for inference; its weights stay in the mapped file.
 
@@ -245,11 +250,12 @@ def load(
         progress: called with the part (0 to 1) of the weights that is there, after each tensor;
             returning False cancels.
         overrides: metadata in place of what the file has, as {"llama.rope.freq_base": 1e6}.
-        settings: of the sessions it will read with, such as n_ctx, cache and threads; see
+        settings: of the sessions it will read with: n_ctx, n_batch, n_seq, cache and threads; see
             `Session`.
     Raises:
         FileFormatError: a file that cannot be read as such. SettingError: an adapter of another
             model, or the same twice; loading options that contradict each other.
+            UnknownSettingError: a name that no option and no setting has.
         Interrupted: `progress` returned False. OSError: the system cannot read.
 
     >>> import tempfile, pathlib
@@ -267,6 +273,7 @@ def load(
     >>> len("".join(model.generate("Once upon", max_tokens=20))) <= 20
     True
     """
+    check_names("load", settings, [*inspect.signature(load).parameters][:-1])
     _expect_gguf(path)
     file = GgufFile(
         path,

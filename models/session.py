@@ -33,6 +33,8 @@ class Session:
     Raises:
         SettingError: a setting out of range.
 
+    `SessionSettings` has the names and types of all but the model.
+
     >>> from yupana.models.llama import Llama, LlamaConfig
     >>> model = Llama(LlamaConfig(n_vocab=9, n_ctx=8, n_embd=8, n_layer=1, n_head=2)).init(seed=1)
     >>> session = Session(model)

@@ -1,5 +1,7 @@
 """`yp.load` and what it gives, from Python: adapters' scales, arguments of `generate`, errors."""
 
+from typing import Unpack, get_type_hints
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from yupana.models.formats import write_gguf
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.models.llama_gguf import save_llama
 from yupana.models.lora import Adapter
+from yupana.models.session_settings import SessionSettings
 from yupana.models.vocabulary import Vocabulary
 
 BEST = yp.Sampling(temp=0)
@@ -114,12 +117,30 @@ def test_a_scale_is_changed_while_an_adapter_is_attached(path, tmp_path):
 
 
 def test_settings_of_sessions_are_checked_when_a_model_is_loaded(path):
-    with pytest.raises(TypeError, match="foo"):
+    with pytest.raises(TypeError, match=r"load: no such setting: got 'foo'\. Want n_ctx, .*mlock"):
         yp.load(path, foo=1)
+    with pytest.raises(SettingError, match=r"load: .*'thread'\. Did you mean threads\?"):
+        yp.load(path, thread=1)
+    with pytest.raises(SettingError, match=r"load: .*'mlok'\. Did you mean mlock\?"):
+        yp.load(path, mlok=True)
+    with pytest.raises(SettingError, match=r"session: .*'n_context'\. Did you mean n_ctx\?"):
+        yp.load(path).session(n_context=8)
     with pytest.raises(SettingError, match="load: n_ctx: got 'x', want a whole number, or None"):
         yp.load(path, n_ctx="x")
     with pytest.raises(SettingError, match=r"session: threads: got 1\.5, want a whole number"):
         yp.load(path).session(threads=1.5)
+
+
+def test_types_of_settings_are_those_of_sessions():
+    settings = get_type_hints(SessionSettings)
+    assert settings == {
+        name: kind
+        for name, kind in get_type_hints(yp.Session.__init__).items()
+        if name not in ("model", "return")
+    }
+    # What an editor and mypy see.
+    for function in (yp.load, yp.LanguageModel.session):
+        assert get_type_hints(function)["settings"] == Unpack[SessionSettings]
 
 
 def test_what_is_loaded_is_a_llama_or_a_starcoder(tmp_path):
