@@ -2,7 +2,7 @@
 
 The text is followed byte by byte. What may come next is a set of stacks, each the symbols that are
 still to be matched; sets that came up before are found again, so that a token costs little even
-with a large vocabulary.
+with a large vocabulary. What is remembered is only to be faster: it is forgotten when it is much.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from yupana.models.tokenizer_base import Tokenizer
 
 State = frozenset[int]  # of stacks; 0, the empty one, is a text that may end
 
-_MOST_MASKS: Final = 1024  # that are kept
+# That are kept.
+_MOST_MASKS: Final = 1024
+_MOST_STEPS: Final = 1 << 16
+_MOST_STACKS: Final = 1 << 16
 _IDS: Final = -1  # key of the tokens that end at a place of the tree
 
 
@@ -44,6 +47,7 @@ class GrammarFilter:
         # A stack is a place in a sequence and the stack below it; equal ones have one number.
         self._stacks: list[tuple[Sequence, int, int]] = [((), 0, 0)]
         self._numbers: dict[tuple[Sequence, int, int], int] = {}
+        self._most_stacks = _MOST_STACKS
         self._steps: dict[tuple[State, int], State] = {}
         self._masks: dict[State, NDArray[np.bool_]] = {}
         self.reset()
@@ -93,6 +97,8 @@ class GrammarFilter:
             self.reset()
         else:
             self._state = self._after(self._tokenizer.raw(token))
+        if len(self._stacks) > self._most_stacks:
+            self._forget_stacks()
 
     def _after(self, piece: bytes) -> State:
         state = self._state
@@ -121,8 +127,27 @@ class GrammarFilter:
                 sequence, at, below = self._stacks[stack]
                 if stack and sets[-1 - sequence[at]] >> byte & 1:
                     left.append(self._number(sequence, at + 1, below))
+            if len(self._steps) >= _MOST_STEPS:
+                self._steps.clear()
             self._steps[key] = self._opened(left)
         return self._steps[key]
+
+    def _forget_stacks(self) -> None:
+        """Number anew the stacks that the text needs; others come again when they are wanted."""
+        old, self._stacks = self._stacks, self._stacks[:1]
+        for memory in (self._numbers, self._steps, self._masks):  # all of them have old numbers
+            memory.clear()
+        state = []
+        for stack in self._state:
+            levels = []
+            while stack:
+                levels.append(old[stack])
+                stack = old[stack][-1]
+            for sequence, at, _ in reversed(levels):
+                stack = self._number(sequence, at, stack)
+            state.append(stack)
+        self._state = frozenset(state)
+        self._most_stacks = max(_MOST_STACKS, 2 * len(self._stacks))  # not again with each token
 
     def _number(self, sequence: Sequence, at: int, below: int) -> int:
         """The number of a stack; of the one below where the sequence is at its end."""

@@ -109,6 +109,32 @@ def test_the_masks_are_what_each_token_is_told():
         found.accept(token)
 
 
+def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch):
+    rules = Grammar('root ::= some\nsome ::= ("(" some ")" | "[" some "]" | [a-d]{0,3} ",")*')
+    usual, rng, depth, text = GrammarFilter(rules, TOKENIZER), np.random.default_rng(3), 0, []
+    for _ in range(600):
+        allowed = usual.allowed()
+        fitting = [t for t in np.flatnonzero(allowed) if t != END or depth == 0]
+        deeper = [t for t in fitting if TOKENIZER.raw(t) in (b"(", b"[")]
+        token = int(rng.choice(deeper if deeper and depth < 6 and rng.random() < 0.4 else fitting))
+        piece = TOKENIZER.raw(token)
+        depth += sum(map(piece.count, (b"(", b"["))) - sum(map(piece.count, (b")", b"]")))
+        text.append((allowed, token))
+        usual.accept(token)
+
+    for name, most in {"_MOST_MASKS": 3, "_MOST_STEPS": 40, "_MOST_STACKS": 30}.items():
+        monkeypatch.setattr(f"yupana.models.grammar_filter.{name}", most)
+    bounded, sizes = GrammarFilter(rules, TOKENIZER), []
+    for allowed, token in text:
+        np.testing.assert_array_equal(bounded.allowed(), allowed)
+        bounded.accept(token)
+        sizes.append((len(bounded._masks), len(bounded._steps), len(bounded._stacks)))
+    masks, steps, stacks = (max(some) for some in zip(*sizes, strict=True))
+    assert masks <= 3
+    assert steps <= 40
+    assert stacks < 200 < len(usual._stacks)
+
+
 def test_what_fits_is_drawn_as_without_a_grammar():
     scores = np.linspace(0, 3, len(TOKENIZER))
     plain = Sampler(Sampling(top_k=0), TOKENIZER)
