@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -27,12 +28,13 @@ _A, _B = ".lora_a", ".lora_b"
 def load_adapter(path: str | PathLike[str], sizes: Sizes | None = None) -> Adapter:
     """The adapter in a file, or in a folder of PEFT or MLX; its name is the path.
 
-    Whole norms, which some GGUF adapters hold beside the pairs, are left out, as llama.cpp does.
+    Whole norms, which some GGUF adapters hold beside the pairs, are left out with a warning;
+    llama.cpp leaves them out, too.
 
     Args:
         sizes: of the model it is for, which a folder is read by.
     Raises:
-        FileFormatError: the file holds no adapter, or a tensor that belongs to none.
+        FileFormatError: the file holds no pairs, or a tensor that belongs to no adapter.
         SettingError: a folder without `sizes`.
         OSError: the system cannot read.
     """
@@ -71,6 +73,7 @@ def _adapter(
             hint = " Checkpoints are no adapters." if "training.type" in metadata else ""
             raise FileFormatError(f"{path}: {key}: got {got!r}, want {want!r}.{hint}")
     pairs: dict[str, tuple[Floats, Floats]] = {}
+    whole = []
     for name in names:
         weight, dot, part = name.rpartition(".")
         if dot + part == _A:
@@ -81,10 +84,21 @@ def _adapter(
             pairs[weight] = (np.ascontiguousarray(b.T), a) if weight == EMBEDDING else (a, b)
         elif dot + part == _B and weight + _A not in names:
             raise FileFormatError(f"{path}: got {name} alone, want {weight}{_A} as well.")
-        elif dot + part != _B and not name.endswith("_norm.weight"):
+        elif name.endswith("_norm.weight"):
+            whole.append(name)
+        elif dot + part != _B:
             raise FileFormatError(
                 f"{path}: got tensor {name}, want names that end in {_A} or {_B}."
             )
+    if not pairs:
+        raise FileFormatError(f"{path}: got no pairs, want tensors that end in {_A} and {_B}.")
+    if whole:
+        more = f" and {len(whole) - 4} more" if len(whole) > 4 else ""
+        warnings.warn(
+            f"{path}: whole norms are left out, as by llama.cpp: got {', '.join(whole[:4])}{more}, "
+            "want pairs. The program that trained them can merge them into its model.",
+            stacklevel=3,
+        )
     alpha = expect(metadata, "adapter.lora.alpha", float, 0.0)
     architecture = expect(metadata, "general.architecture", str)
     try:

@@ -100,7 +100,8 @@ def save_ggla(path: str | PathLike[str], adapter: Adapter) -> None:
     fraction, need beyond them goes into B.
 
     Raises:
-        SettingError: row lengths were trained (DoRA), for which ggla has no place.
+        SettingError: row lengths were trained (DoRA), or the model is no Llama: for neither has
+            ggla a place.
         OSError: the system cannot write.
 
     >>> import pathlib, tempfile
@@ -112,6 +113,11 @@ def save_ggla(path: str | PathLike[str], adapter: Adapter) -> None:
     2
     """
     _refuse_magnitudes(adapter, "ggla file")
+    if adapter.architecture != "llama":
+        raise SettingError(
+            f"save_ggla: got an adapter for {adapter.architecture!r}, want 'llama': ggla has no "
+            "place for another name. Write a GGUF file."
+        )
     rank = max(adapter.rank_of(name) for name in adapter.pairs)
     alpha = max(1, round(adapter.alpha or rank))
     with atomic_write(path) as file:

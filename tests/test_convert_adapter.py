@@ -9,10 +9,11 @@ from safetensors.numpy import load_file, save_file
 from tests import hub_models as hub
 from tests.command_line import call
 from tests.test_adapter_files import SIZES, assert_same, base_file, logits, make_adapter
+from yupana.graphlib.errors import FileFormatError
 from yupana.models.adapter_files import load_adapter
 from yupana.models.adapter_peft import save_peft
-from yupana.models.adapter_save import save_adapter, save_as_named
-from yupana.models.formats import GgufFile
+from yupana.models.adapter_save import gguf_adapter, save_adapter, save_as_named
+from yupana.models.formats import GgufFile, write_gguf
 from yupana.models.inspect import inspect_file
 from yupana.models.lora import Adapter
 
@@ -180,6 +181,36 @@ def test_what_cannot_be_converted_is_told(tmp_path, capsys):
         assert words in err
         assert not [*tmp_path.glob("new*")]
     assert before == {path: path.read_bytes() for path in tmp_path.glob("*.gguf")}
+
+
+@pytest.mark.parametrize("target", ["a.bin", "a"])
+def test_whole_norms_that_are_left_out_are_named(tmp_path, capsys, target):
+    base, old = base_file(tmp_path / "base.gguf"), tmp_path / "old.gguf"
+    entries, tensors = gguf_adapter(make_adapter())
+    norms = [f"blk.{n}.{kind}_norm.weight" for n in range(2) for kind in ("attn", "ffn")]
+    for names, told in (
+        (norms[:1], "got blk.0.attn_norm.weight, want pairs"),
+        ([*norms, "output_norm.weight"], f"got {', '.join(norms)} and 1 more, want pairs"),
+    ):
+        write_gguf(old, entries, tensors | {name: np.ones(64, "f4") for name in names})
+        with pytest.warns(UserWarning, match=f"old.gguf: whole norms are left out.*: {told}"):
+            code, out, _ = call(capsys, "convert", old, tmp_path / target, "-m", base)
+        assert code == 0
+        assert "32 tensors" in out
+    with pytest.warns(UserWarning, match="whole norms are left out"):  # as wherever it is read
+        call(capsys, "export-lora", "-m", base, "-l", old, "-o", tmp_path / "merged.gguf")
+    write_gguf(old, entries, {name: np.ones(64, "f4") for name in norms})
+    with pytest.raises(FileFormatError, match="got no pairs, want tensors that end in"):
+        load_adapter(old)
+
+
+def test_ggla_is_for_llamas(tmp_path, capsys):
+    pair = np.ones((2, 8), "f4"), np.ones((4, 2), "f4")
+    adapter = Adapter("a", {"blk.0.attn_q.weight": pair}, architecture="starcoder")
+    save_adapter(tmp_path / "a.gguf", adapter)
+    code, _, err = call(capsys, "convert", tmp_path / "a.gguf", tmp_path / "a.bin")
+    assert code == 2
+    assert "got an adapter for 'starcoder', want 'llama'" in err
 
 
 def test_folders_of_peft_are_inspected(tmp_path, capsys):
