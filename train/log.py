@@ -1,4 +1,4 @@
-"""The log of a run: a JSON line for each step and each look at the validation loss."""
+"""The log of a run: a JSON line for each step and each look at the validation loss, and its end."""
 
 from __future__ import annotations
 
@@ -51,6 +51,15 @@ class Log:
             self._mode, self._is_new = "a", False
         if self._events is not None:
             self._events.write(step, {k: v for k, v in values.items() if k in _CURVES})
+
+    def end(self, step: int, why: str) -> None:
+        """Add how the run ended, if anything was written of it: an older log stays as it is.
+
+        Raises:
+            OSError: the system cannot write.
+        """
+        if not self._is_new:
+            self.write(step, end=why)
 
 
 def peak_bytes() -> int | None:

@@ -59,8 +59,11 @@ class Run:
         self.files.places.make_folders()
         try:
             outcome = self.loop.run(record=self.record())
-        except BaseException:
+            why = "Ctrl-C" if outcome.interrupted else self.limit
+            self.loop.log.end(self.loop.history.step, outcome.reason or why)
+        except BaseException as error:
             with contextlib.suppress(OSError):  # the first error says more
+                self.loop.log.end(self.loop.history.step, _told(error))
                 self.files.draw(self.loop.history)
             raise
         self.files.draw(self.loop.history)
@@ -69,6 +72,13 @@ class Run:
     def record(self) -> dict[str, Any]:
         """What the log says of the run; see `make_record`."""
         raise NotImplementedError
+
+
+def _told(error: BaseException) -> str:
+    """An error, for the log."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C twice, at once"
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def load_data(

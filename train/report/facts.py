@@ -70,12 +70,21 @@ def tiles_of(log: RunLog) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def end_of(log: RunLog) -> str:
+    """Where the run ended, and by which rule; empty where that is not known."""
+    steps = log.record["steps"]
+    why = log.end
+    if not why and log.step >= steps:  # a log from before ends were written
+        why = log.record.get("limit", "")
+    return f"ended after step {log.step:,} of {steps:,}: {why}" if why else ""
+
+
 def notes_of(log: RunLog, step: Step | None) -> Iterator[str]:
     """What a reader should know before believing the rest."""
-    if log.step < log.record["steps"]:
+    if log.step < log.record["steps"] and not log.end:
         yield (
-            f"The log ends at step {log.step:,} of {log.record['steps']:,}: the run ended early, "
-            "was stopped, or is not over yet."
+            f"The log ends at step {log.step:,} of {log.record['steps']:,}: the run was killed, or "
+            "is not over yet."
         )
     if log.resumed:
         steps = ", ".join(f"{step:,}" for step in log.resumed)

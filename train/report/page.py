@@ -22,6 +22,7 @@ from yupana.train.report.charts import roofline
 from yupana.train.report.facts import (
     bill_of,
     charts_of,
+    end_of,
     notes_of,
     predictions_of,
     settings_of,
@@ -95,6 +96,7 @@ def render(
         record=log.record,
         title=title_of(log),
         tiles=tiles_of(log),
+        end=end_of(log),
         notes=[*notes_of(log, step)],
         settings=settings_of(log),
         bill=bill_of(log),

@@ -38,6 +38,7 @@ class RunLog:
         curves: points (step, value) by name; of steps that were made twice, the later ones.
         texts: that the model wrote, in order.
         resumed: steps after which the run was gone on with.
+        end: why the run ended; empty where the log does not say so.
         n_broken: lines that cannot be read, as one that was being written when the run was killed.
     """
 
@@ -46,6 +47,7 @@ class RunLog:
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     texts: list[Text] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
+    end: str = ""
     n_broken: int = 0
 
     @property
@@ -62,6 +64,8 @@ class RunLog:
         step = int(entry["step"])
         if "run" in entry:
             self._take_record(step, entry["run"])
+        elif "end" in entry:
+            self.end = str(entry["end"])
         elif "text" in entry:
             while self.texts and self.texts[-1].step >= step:
                 self.texts.pop()
@@ -79,7 +83,7 @@ class RunLog:
     def _take_record(self, step: int, record: Any) -> None:
         if not _is_record(record):
             raise KeyError("run")
-        self.record = record
+        self.record, self.end = record, ""
         if step:
             self.resumed.append(step)
 
