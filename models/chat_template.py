@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from yupana.graphlib.errors import FileFormatError, SettingError
+from yupana.models.text_files import read_file
 from yupana.models.tokenizer_base import Tokenizer
 
 Message: TypeAlias = Mapping[str, str]
@@ -23,6 +25,8 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+TEMPLATE_KEY = "tokenizer.chat_template"  # in model files
+_NAMED = {"chatml": CHATML}
 
 
 class ChatTemplate:
@@ -88,6 +92,36 @@ class ChatTemplate:
             raise SettingError(
                 f"chat template: it fails: got {said}. Pass another one with --chat-template."
             ) from None
+
+
+def given_source(given: str | None, file: Path | None = None) -> str | None:
+    """The source of a template that somebody gave; None without one.
+
+    Args:
+        given: a template, or the name of one: chatml.
+        file: where a template is, in place of it.
+    Raises:
+        SettingError: both are given, or what is given is no template. OSError: the system cannot
+            read.
+
+    >>> given_source("chatml") == CHATML, given_source("{{ messages }}"), given_source(None)
+    (True, '{{ messages }}', None)
+    """
+    if given and file is not None:
+        raise SettingError(
+            f"chat_template: got it and the chat_template_file {file}, want one of the two."
+        )
+    if not given and file is None:
+        return None
+    source = (given or "") if file is None else read_file(file)
+    if file is None and source in _NAMED:
+        return _NAMED[source]
+    if "{" not in source:  # it would write the same for any conversation
+        got = repr(source) if file is None else f"the file {file} with none"
+        raise SettingError(
+            f"chat_template: got {got}, want {', '.join(_NAMED)} or a template in Jinja."
+        )
+    return source
 
 
 def special_words(tokenizer: Tokenizer) -> dict[str, str]:

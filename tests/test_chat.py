@@ -302,6 +302,14 @@ def test_chat_templates_may_be_given(talk, model, tmp_path):
     code, _, err = talk("t\n", model, "--chat-template", "{% if %}")
     assert code == 1
     assert err.startswith("yupana: chat template: line 1")
+    both = ["--chat-template", "chatml", "--chat-template-file", str(tmp_path / "template")]
+    for flags, words in (
+        (["--chat-template", "chatlm"], "chat_template: got 'chatlm', want chatml or a template"),
+        (both, "chat_template: got it and the chat_template_file"),
+    ):
+        code, _, err = talk("t\n", model, *flags)
+        assert code == 2
+        assert words in err
 
 
 def test_ctrl_c_takes_the_word_and_then_ends(talk, model, monkeypatch, tmp_path):

@@ -14,11 +14,12 @@ from yupana.models.llama import Llama, LlamaConfig
 from yupana.models.llama_gguf import save_llama
 from yupana.models.vocabulary import Vocabulary
 from yupana.train.finetune import finetune
-from yupana.train.pretrain import prepare
+from yupana.train.pretrain import prepare, write_model
 from yupana.train.settings import FinetuneSettings, RunSettings
 
 JINJA = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 JINJA += "{% if add_generation_prompt %}<assistant>{% endif %}"
+LONG = "{# what chat models want is often longer than a line of the terminal #}" + JINJA
 KEY = "tokenizer.chat_template"
 SIZE = SIZES | {"ctx": 128, "adam_iter": 2, "warmup": 0}
 
@@ -77,6 +78,62 @@ def test_the_command_goes_on_with_the_template(talks, capsys):
     assert main(["pretrain", *files, *more]) == 0
     assert "4 steps in" in capsys.readouterr().out
     assert template_of(folder / "m.gguf") == CHATML
+
+
+def test_a_template_in_a_file_is_kept_without_the_file(talks, base, capsys):
+    folder, file = talks.parent, talks.with_name("t.jinja")
+    file.write_text(LONG + "\n")
+    read = [f"--train-data={talks}", f"--chat-template-file={file}"]
+    wrote = [f"--model-out={folder}/m.gguf", f"--checkpoint-out={folder}/c.gguf"]
+    for program, more in (
+        ("pretrain", ["--vocab=bytes", *flags_of(SIZE)]),
+        ("finetune", [f"--model-base={base}", f"--lora-out={folder}/a.gguf", "--ctx=128", "-t=1"]),
+    ):
+        file.write_text(LONG + "\n")
+        assert main([program, *read, *wrote, *more, "--adam-iter=2"]) == 0
+        assert template_of(folder / "m.gguf") == LONG
+        file.unlink()
+        (folder / "m.gguf").unlink()
+        go_on = [read[0], *wrote, *more, f"--checkpoint-in={folder}/c.gguf", "--adam-iter=3"]
+        assert main([program, *go_on]) == 0
+        assert template_of(folder / "m.gguf") == LONG
+        out = capsys.readouterr().out
+        assert f"chat_template {LONG[:50] + '…'!r}" in out  # a word of it, not all
+    prepared = prepare(talks, RunSettings(vocab="bytes", chat_template=LONG, **SIZE))
+    file.write_text(LONG)
+    other = prepare(talks, RunSettings(vocab="bytes", chat_template_file=str(file), **SIZE))
+    assert text_learned(prepared) == text_learned(other)
+
+
+@pytest.mark.parametrize("program", ["pretrain", "finetune"])
+def test_files_that_are_no_template_and_two_templates_are_refused(talks, base, program, capsys):
+    file = talks.with_name("t.jinja")
+    given = [program, f"--train-data={talks}", f"--chat-template-file={file}"]
+    given += [f"--model-base={base}"] if program == "finetune" else []
+    assert main(given) == 1
+    assert f"{file}: No such file" in capsys.readouterr().err
+    file.write_text("chatml")
+    assert main(given) == 2
+    assert f"chat_template: got the file {file} with none, want" in capsys.readouterr().err
+    file.write_bytes(b"{{ \xff }}")
+    assert main(given) == 2
+    assert f"{file}: not UTF-8: got byte 0xFF" in capsys.readouterr().err
+    file.write_text(JINJA)
+    assert main([*given, "--chat-template=chatml"]) == 2
+    assert "chat_template: got it and the chat_template_file" in capsys.readouterr().err
+    assert main([*given, f"--model-out={file}"]) == 2
+    assert "which is chat_template_file, too; want another name" in capsys.readouterr().err
+    assert file.read_text() == JINJA
+
+
+def test_a_checkpoint_is_written_with_another_template(talks):
+    state, out = talks.with_name("c.gguf"), talks.with_name("m.gguf")
+    prepare(talks, RunSettings(checkpoint_out=state, model_out=out, vocab="bytes",
+                               chat_template="chatml", **SIZE)).train()  # fmt: skip
+    for given, source in ((None, CHATML), (JINJA, JINJA)):
+        how = {"checkpoint_in": state, "model_out": out, "chat_template": given}
+        write_model(RunSettings(**how, only_write_model=True))
+        assert template_of(out) == source
 
 
 def test_the_template_of_the_vocabularys_model_counts_where_none_is_given(talks, base):

@@ -1,19 +1,34 @@
-"""The chat template of a run: a name, a template, or that of the model's file."""
+"""The chat template of a run: a name, a template, one in a file, or that of the model's file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from yupana.graphlib.errors import SettingError
-from yupana.models.chat_template import CHATML, ChatTemplate, special_words
+from yupana.models.chat_template import TEMPLATE_KEY, ChatTemplate, given_source, special_words
 from yupana.models.formats import expect
 from yupana.models.tokenizer_base import Tokenizer
 from yupana.models.vocabulary import Vocabulary
 from yupana.train.samples import Template
+from yupana.train.settings import FinetuneSettings, RunSettings
 
-TEMPLATE_KEY = "tokenizer.chat_template"  # in model files
-_NAMED = {"chatml": CHATML}  # as `yupana chat` knows them
+_S = TypeVar("_S", RunSettings, FinetuneSettings)
+
+
+def with_template(settings: _S) -> _S:
+    """The settings, with the template of a file as if it had been given itself.
+
+    Checkpoints hold the template, so that a run that goes on does not need the file.
+
+    Raises:
+        SettingError: a template is given as well, or the file holds none.
+        OSError: the system cannot read it.
+    """
+    if settings.chat_template_file is None:
+        return settings
+    source = given_source(settings.chat_template, settings.chat_template_file)
+    given = settings.given | {"chat_template"}
+    return settings.with_given(given, chat_template=source, chat_template_file=None)
 
 
 def template_entries(given: str | None) -> dict[str, Any]:
@@ -22,16 +37,11 @@ def template_entries(given: str | None) -> dict[str, Any]:
     Raises:
         SettingError: neither a name nor a template.
 
-    >>> template_entries("chatml")["tokenizer.chat_template"] == CHATML, template_entries(None)
-    (True, {})
+    >>> template_entries("{{ messages }}"), template_entries(None)
+    ({'tokenizer.chat_template': '{{ messages }}'}, {})
     """
-    if not given:
-        return {}
-    if given not in _NAMED and "{" not in given:  # it would write the same for any conversation
-        raise SettingError(
-            f"chat_template: got {given!r}, want {', '.join(_NAMED)} or a template in Jinja."
-        )
-    return {TEMPLATE_KEY: _NAMED.get(given, given)}
+    source = given_source(given)
+    return {} if source is None else {TEMPLATE_KEY: source}
 
 
 def read_template(
@@ -46,6 +56,6 @@ def read_template(
     Raises:
         FileFormatError, SettingError: it is no template.
     """
-    source = expect({**template_entries(given)} or metadata, TEMPLATE_KEY, str, "")
+    source = given_source(given) or expect(metadata, TEMPLATE_KEY, str, "")
     special = special_words(words) if isinstance(words, Tokenizer) else {}
     return ChatTemplate(source, special).render if source else None

@@ -125,4 +125,6 @@ def keep_sizes(settings: _R, config: LlamaConfig, start: Checkpoint) -> _R:
 
 
 def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else repr(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value if not isinstance(value, str) or len(value) < 60 else value[:50] + "…")

@@ -87,7 +87,7 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
         )
         finetune(settings).train()
     """
-    source = settings.source
+    source, template_file = settings.source, settings.chat_template_file
     o = open_base(settings)
     settings, start, model, adapter = o.settings, o.start, o.model, o.adapter
     learned = Learned(settings, model, adapter, o.whole)
@@ -97,7 +97,9 @@ def finetune(settings: FinetuneSettings, display: Display | None = None) -> Fine
             "says it was made for: of what comes later it has learned nothing yet"
         )
     places = Places(settings, learned.out, learned.what, settings.model_out)
-    places.check(model_base=settings.model_base, train_data=source)
+    places.check(
+        model_base=settings.model_base, train_data=source, chat_template_file=template_file
+    )
     data = load_data(source, o.tokenizer, settings, settings.ctx, o.seed, o.template)
     step = fit_step(model, settings, data.training.is_packed, adapter)
     entries, params, seed = o.entries, o.params, o.seed
@@ -136,6 +138,8 @@ def write_learned(settings: FinetuneSettings) -> dict[str, Path]:
             "finetune: only_write_lora: got no checkpoint_in, want the checkpoint to write."
         )
     read = {"model_base": settings.model_base, "checkpoint_in": settings.checkpoint_in}
+    if settings.chat_template_file is not None:
+        read["chat_template_file"] = settings.chat_template_file
     o = open_base(settings)
     learned = Learned(o.settings, o.model, o.adapter, o.whole)
     wanted = {learned.what: (learned.out, learned.save)}

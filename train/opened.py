@@ -21,7 +21,7 @@ from yupana.models.tokenizer_base import Tokenizer
 from yupana.train.adapted import OF_MODEL, adapter_entries, check_start, go_on
 from yupana.train.adapter_formats import check_outputs, without_tied_pair
 from yupana.train.checkpoint import ADAPTER, MODEL, Checkpoint
-from yupana.train.conversation import read_template
+from yupana.train.conversation import read_template, with_template
 from yupana.train.lora import TrainedAdapter
 from yupana.train.run import order_seed
 from yupana.train.samples import Template
@@ -61,6 +61,7 @@ def open_base(settings: FinetuneSettings) -> Opened:
     Raises:
         YupanaError: as `yupana.train.finetune.finetune`.
     """
+    settings = with_template(settings)
     start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, ADAPTER)
     if start is not None:
         settings = go_on(settings, start)

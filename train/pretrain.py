@@ -14,7 +14,7 @@ from yupana.models.llama_gguf import llama_metadata, save_llama
 from yupana.models.vocabulary import Vocabulary
 from yupana.models.vocabulary_gguf import Words, read_words, vocabulary_metadata
 from yupana.train.checkpoint import MODEL, Checkpoint, Progress, save_checkpoint
-from yupana.train.conversation import read_template, template_entries
+from yupana.train.conversation import read_template, template_entries, with_template
 from yupana.train.course import course_entries, keep_course, keep_sizes
 from yupana.train.files import RunFiles
 from yupana.train.loop import History
@@ -112,6 +112,7 @@ def prepare(
     (306, 10)
     """
     _check_is_text(source)
+    template_file, settings = settings.chat_template_file, with_template(settings)
     start = None if settings.checkpoint_in is None else Checkpoint(settings.checkpoint_in, MODEL)
     if start is not None:
         config, vocabulary, words = start.read_model()
@@ -120,7 +121,9 @@ def prepare(
     settings = settings.seeded()
     places = Places(settings, settings.model_out, "model")
     places.check(
-        train_data=None if isinstance(source, str) else source, vocab_model=settings.vocab_model
+        train_data=None if isinstance(source, str) else source,
+        vocab_model=settings.vocab_model,
+        chat_template_file=template_file,
     )
     if start is None:
         vocabulary, words = _vocabulary(source, settings)
@@ -161,9 +164,13 @@ def write_model(settings: RunSettings) -> Path:
         raise SettingError(
             "pretrain: only_write_model: got no checkpoint_in, want the checkpoint to write."
         )
-    check_apart(settings.model_out, "model_out", {"checkpoint_in": settings.checkpoint_in})
+    read = {"checkpoint_in": settings.checkpoint_in}
+    if settings.chat_template_file is not None:
+        read["chat_template_file"] = settings.chat_template_file
+    check_apart(settings.model_out, "model_out", read)
     start = Checkpoint(settings.checkpoint_in, MODEL)
     config, _, words = start.read_model()
+    words |= template_entries(with_template(settings).chat_template)
     model = Llama(config)
     start.restore(model.weights, None)
     out, step = settings.model_out, str(start.progress.step)

@@ -31,6 +31,8 @@ class RunSettings(ModelSettings, TrainSettings):
     # Chat template for lines with messages, in Jinja, or chatml; the model gets it. By default that
     # of the model that the vocabulary is from.
     chat_template: str | None = None
+    # File with the chat template.
+    chat_template_file: Path | None = None
     # Train nothing: write the model of the checkpoint, and end.
     only_write_model: bool = False
 
@@ -72,6 +74,8 @@ class FinetuneSettings(TrainSettings, LoraSettings):
     # Chat template for lines with messages, in Jinja, or chatml; by default that of the model. A
     # model that is written gets it.
     chat_template: str | None = None
+    # File with the chat template.
+    chat_template_file: Path | None = None
 
     def __post_init__(self) -> None:
         TrainSettings.__post_init__(self)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from yupana.flag_values import parse_biases, parse_overrides, read_file
+from yupana.flag_values import parse_biases, parse_overrides
 from yupana.graphlib.errors import DataError, SettingError
 from yupana.models.escapes import unescape
 from yupana.models.grammar import Grammar
@@ -19,6 +19,7 @@ from yupana.models.json_schema import schema_grammar
 from yupana.models.language_model import LanguageModel, load
 from yupana.models.sampling import RandomStream, Sampler, Sampling
 from yupana.models.sampling_settings import BREAKERS
+from yupana.models.text_files import read_file
 from yupana.models.tokenizer import Tokenizer
 from yupana.models.writer import Writer
 

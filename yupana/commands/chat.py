@@ -10,7 +10,6 @@ from tyro.conf import arg
 
 from yupana.cache_file import CacheFile
 from yupana.dialogue import Dialogue, RawDialogue, TemplateDialogue
-from yupana.flag_values import read_file
 from yupana.graphlib.errors import SettingError, YupanaError
 from yupana.inference import (
     WritingFlags,
@@ -20,7 +19,7 @@ from yupana.inference import (
     open_writer,
     say,
 )
-from yupana.models.chat_template import CHATML, ChatTemplate, special_words
+from yupana.models.chat_template import TEMPLATE_KEY, ChatTemplate, given_source, special_words
 from yupana.models.formats import expect
 from yupana.models.language_model import LanguageModel
 from yupana.models.timings import Timings
@@ -29,7 +28,6 @@ from yupana.models.writer import Writer
 from yupana.terminal import Screen, Watch
 from yupana.train.interrupt import CtrlC
 
-_TEMPLATE_KEY = "tokenizer.chat_template"
 _INSTRUCTION, _RESPONSE = "\n\n### Instruction:\n\n", "\n\n### Response:\n\n"
 
 
@@ -134,17 +132,13 @@ def make_dialogue(s: Settings, model: LanguageModel, prompt: str) -> Dialogue:
 
 def template_source(s: Settings, model: LanguageModel) -> str | None:
     """The chat template to use; None: none."""
-    given = bool(s.chat_template or s.chat_template_file)
+    given = given_source(s.chat_template, s.chat_template_file)
     if s.instruct or not s.conversation:
-        if given:
+        if given is not None:
             raise SettingError("chat: got a chat template and a way to talk without, want one.")
         return None
-    if s.chat_template_file:
-        return read_file(s.chat_template_file)
-    if s.chat_template:
-        return CHATML if s.chat_template == "chatml" else s.chat_template
-    own: str = expect(model.metadata, _TEMPLATE_KEY, str, "")
-    return own or None
+    own: str = expect(model.metadata, TEMPLATE_KEY, str, "")
+    return given or own or None
 
 
 def introduce(s: Settings) -> None:

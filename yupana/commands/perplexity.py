@@ -11,9 +11,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from yupana.flag_values import read_file
 from yupana.inference import ModelFlags, open_model, say
 from yupana.models.perplexity import Estimate, perplexity
+from yupana.models.text_files import read_file
 from yupana.models.timings import Timings
 
 
