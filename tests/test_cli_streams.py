@@ -87,8 +87,25 @@ def test_ctrl_c_ends_without_a_traceback(place, out, err):
     assert (done.returncode, done.stdout, done.stderr) == (130, out, err)
 
 
+def test_ctrl_c_ends_from_the_first_import_on():
+    code = (
+        "import sys; before = {*sys.modules}\n"
+        "from yupana.__main__ import main\n"
+        "print(*sorted({*sys.modules} - before), flush=True)\n"
+        "import os, signal\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Stop()); main()"
+    )
+    done = run(sys.executable, "-c", code)
+    # Until these are there, Ctrl-C is Python's.
+    assert done.stdout == "yupana yupana.__main__ yupana.ctrl_c\n"
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_ctrl_c_stays_ignored_where_the_caller_ignores_it():
-    code = "import signal, yupana.cli as cli; cli._let_ctrl_c_end();"
+    code = "import signal, yupana.ctrl_c as ctrl_c; ctrl_c.let_ctrl_c_end();"
     code += "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     assert run(sys.executable, "-c", code, **ignore).stdout == "True\n"

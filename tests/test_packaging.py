@@ -116,7 +116,7 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "License-Expression: MIT" in metadata
     assert "Requires-Python: >=3.11" in metadata
-    assert re.search(r"yupana\s*=\s*yupana\.cli:main", entries)
+    assert re.search(r"yupana\s*=\s*yupana\.__main__:main", entries)
 
 
 def test_installed_wheel_computes_in_an_empty_folder(installed, tmp_path):

@@ -10,21 +10,21 @@
 array([2., 4., 6.], dtype=float32)
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
+TYPE_CHECKING = False  # True for type checkers, as typing's, which takes longer to load than this
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ does the same
     from yupana.api import *
 else:
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         """A name of `yupana.api`, which is loaded when the first one is asked for.
 
         With it come numpy, numba and all ops, half a second of work. The command line imports
         this package first, and should answer `--help` and Ctrl-C before that.
         """
+        import importlib
+
         if not name.startswith("__") or name == "__all__":
             api = importlib.import_module("yupana.api")
             known = {name: getattr(api, name) for name in api.__all__}

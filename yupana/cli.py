@@ -11,8 +11,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any
+
+from yupana.ctrl_c import INTERRUPTED, end, let_ctrl_c_end
 
 # Only the program that is asked for is imported: each later run starts at once.
 PROGRAMS = {
@@ -51,15 +52,13 @@ _REMEDIES = {
     errno.EISDIR: "Name a file.",
     errno.EMFILE: "Raise the limit: `ulimit -n 4096`.",
 }
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells expect it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a program of the command line; returns the exit code."""
     _open_streams()
     if arguments is None:  # the process is ours
-        with contextlib.suppress(ValueError):  # a thread that gets no signals
-            _let_ctrl_c_end()
+        let_ctrl_c_end()
     given = list(sys.argv[1:] if arguments is None else arguments)
     usual, warnings.formatwarning = warnings.formatwarning, _warning
     try:
@@ -117,29 +116,16 @@ def _open_streams() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def _let_ctrl_c_end() -> None:
-    """Let Ctrl-C end the process while there is nothing to save: in the imports, and at the end.
-
-    An exception in the middle of an import comes out of it as a traceback, or not at all.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    os._exit(INTERRUPTED)
-
-
 @contextlib.contextmanager
 def _ctrl_c_raises() -> Iterator[None]:
     """Let Ctrl-C be an exception in here, as programs expect it, if it ended the process."""
-    ends = signal.getsignal(signal.SIGINT) is _end
+    ends = signal.getsignal(signal.SIGINT) is end
     if ends:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield  # not finally: what an exception brings down is told by `main`
     if ends:
         sys.stdout.flush()
-        signal.signal(signal.SIGINT, _end)
+        signal.signal(signal.SIGINT, end)
 
 
 def _told(error: OSError) -> str:
