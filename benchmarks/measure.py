@@ -14,15 +14,19 @@ def in_turn(
     rounds: int,
     repeat: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    pause_s: float = _PAUSE_S,
 ) -> dict[str, float]:
-    """Median seconds per call of each side, over `rounds` rounds of `repeat` calls each."""
+    """Median seconds per call of each side, over `rounds` rounds of `repeat` calls each.
+
+    `pause_s` is what idle threads of the side before may need to give back their cores.
+    """
     for run in sides.values():
         for _ in range(3):
             run()
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
-            time.sleep(_PAUSE_S)
+            time.sleep(pause_s)
             start = clock()
             for _ in range(repeat):
                 run()

@@ -2,37 +2,94 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from queue import SimpleQueue
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yupana.graphlib.context import aligned_bytes
+from yupana.graphlib.kernels import serve
+from yupana.graphlib.kernels.compiler import function_type
+from yupana.graphlib.kernels.deferral import interrupts_deferred
 
 Job = Callable[[int], None]
+
+MOST = 512  # threads of a run
+_core = ctypes.CDLL(None).sched_getcpu
+
+
+class Round:
+    """A run that threads enter together in machine code.
+
+    Args:
+        entry: address of the loop, called on each thread as (header, thread, threads, scratch).
+        header: what it is called with.
+        scratch: address of each thread's scratch memory.
+        lingers: whether threads keep their cores for a while, to be there for the next round.
+    """
+
+    def __init__(self, entry: int, header: int, scratch: Sequence[int], lingers: bool) -> None:
+        n = len(scratch)
+        self._words = np.array([entry, header, n, 0, *scratch, *[0] * n], np.int64)
+        self._flags = self._words[serve.ROUND_HEAD + n :]
+        self.address = int(self._words.ctypes.data)
+        self.looks = serve.LOOKS if lingers else 0
+
+    def parked(self) -> list[int]:
+        """The threads that have to be woken for it."""
+        return [*map(int, self._flags.nonzero()[0])] if self._words[serve.N_PARKED] else []
 
 
 class Pool:
     """Persistent threads that enter a job together, each with its number."""
 
     def __init__(self) -> None:
-        self._queues: list[SimpleQueue[tuple[Job, int, SimpleQueue[int]]]] = []
-        self._pid = os.getpid()
+        self._forget()
 
-    def run(self, job: Job, n_threads: int) -> None:
-        """Call `job(k)` for each k below `n_threads`, the first on the calling thread."""
-        if n_threads > 1:
-            done: SimpleQueue[int] = SimpleQueue()
-            self._start(job, range(1, n_threads), done)
-        job(0)  # returns when all are through: the threads meet at the end of a program
+    def _forget(self) -> None:
+        self._threads: list[_Thread] = []
+        self._boxes = aligned_bytes(8 * serve.BOX_WORDS * MOST).view(np.int64)
+        self.__dict__.pop("_lead", None)
+        self._pid = os.getpid()
+        # Two runs at a time must not wait for each other's threads: one hands all out, or none.
+        self._lock = threading.Lock()
+
+    def run(self, round_: Round, n_threads: int) -> bool:
+        """Enter a round as the first of its threads; whether the others were there already.
+
+        Returns when all are through.
+        """
+        self._provide(n_threads - 1)
+        with self._lock:
+            self._lead(round_.address, 0, 0)
+            parked = round_.parked()
+            if parked:
+                with interrupts_deferred():  # those that are there wait for the rest
+                    for k in parked:
+                        self._threads[k - 1].wake(round_.looks)
+                    self._lead(round_.address, 1, 0)
+        return not parked
+
+    @cached_property
+    def _lead(self) -> Callable[[int, int, int], None]:
+        return partial(function_type(4)(serve.LEAD.address), int(self._boxes.ctypes.data))
 
     def run_aside(self, job: Job, n_threads: int, abort: Callable[[], None]) -> None:
-        """As `run`, but the calling thread only waits, so that Ctrl-C reaches it at once.
+        """Call `job(k)` for each k below `n_threads`, so that Ctrl-C reaches the caller at once.
 
         On an exception such as KeyboardInterrupt it calls `abort`, which must make the job end
         soon, and raises the exception when all threads are through.
         """
         done: SimpleQueue[int] = SimpleQueue()
-        self._start(job, range(n_threads), done)
+        self._provide(n_threads)
+        with self._lock:
+            for k in range(n_threads):
+                self._threads[k].do(partial(job, k), done)
         waiting = n_threads
         interruption: BaseException | None = None
         while waiting:
@@ -45,16 +102,61 @@ class Pool:
         if interruption is not None:
             raise interruption
 
-    def _start(self, job: Job, numbers: range, done: SimpleQueue[int]) -> None:
+    def _provide(self, n_threads: int) -> None:
         if self._pid != os.getpid():  # threads do not survive a fork
-            self._queues, self._pid = [], os.getpid()
-        while len(self._queues) < len(numbers):
-            queue: SimpleQueue[Any] = SimpleQueue()
-            self._queues.append(queue)
-            name = f"yupana-{len(self._queues)}"
-            threading.Thread(target=_work, args=(queue,), name=name, daemon=True).start()
-        for queue, number in zip(self._queues, numbers, strict=False):
-            queue.put((job, number, done))
+            self._forget()
+        while len(self._threads) < n_threads:
+            k = len(self._threads)
+            box = self._boxes[k * serve.BOX_WORDS :][: serve.BOX_WORDS]
+            self._threads.append(_Thread(f"yupana-{k + 1}", box))
+
+
+class _Thread:
+    """A thread that does what it is given, one after the other."""
+
+    def __init__(self, name: str, box: NDArray[np.int64]) -> None:
+        self._queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._box = box
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def do(self, job: Callable[[], None], done: SimpleQueue[int]) -> None:
+        """Do a job, and say so."""
+
+        def task() -> None:
+            try:
+                job()
+            finally:
+                done.put(0)
+
+        self._queue.put(task)
+        self._box[serve.WANTED] = 1
+
+    def wake(self, looks: int) -> None:
+        """Do the rounds that come into the mailbox, the first of them now.
+
+        A thread is often woken on the core that it is woken from, where the system may leave it
+        for a long time though another is free. Two that wait for each other there take turns, and
+        a round takes thirty times as long.
+        """
+        number = self._thread.native_id or 0
+        cores = os.sched_getaffinity(number)
+        others = cores - {_core()}
+
+        def task() -> None:
+            os.sched_setaffinity(0, cores)
+            function_type(4)(serve.SERVE.address)(int(self._box.ctypes.data), looks, 0, 0)
+
+        if others:
+            os.sched_setaffinity(number, others)
+        self._queue.put(task)
+
+    def _work(self) -> None:
+        while True:
+            self._box[serve.WANTED] = 0
+            task = self._queue.get()
+            task()
+            del task  # a program that nobody holds must not live on in a parked thread
 
 
 class Pace:
@@ -77,6 +179,7 @@ class Pace:
     def __init__(self, most: int, least: int = 1) -> None:
         self._seconds: dict[int, float] = {}
         self._fast, self._slow = most, min(least, most)
+        self._was_cold = False
         self._interval = self._FIRST_INTERVAL
         self._runs = 0
 
@@ -87,8 +190,11 @@ class Pace:
         is_try = self._runs == 2 or self._runs % self._interval == 0
         return self._slow if is_try else self._fast
 
-    def record(self, threads: int, seconds: float) -> None:
-        """What a run has taken."""
+    def record(self, threads: int, seconds: float, is_warm: bool = True) -> None:
+        """What a run has taken; where threads had to be woken for it, the next one counts."""
+        self._was_cold = not is_warm and not self._was_cold
+        if self._was_cold:
+            return
         self._runs += 1
         if self._runs == 1:
             return
@@ -101,16 +207,6 @@ class Pace:
             self._interval = self._FIRST_INTERVAL
         else:
             self._interval = min(2 * self._interval, self._LAST_INTERVAL)
-
-
-def _work(queue: SimpleQueue[tuple[Job, int, SimpleQueue[int]]]) -> None:
-    while True:
-        job, number, done = queue.get()
-        try:
-            job(number)
-        finally:
-            done.put(number)
-            del job  # a program that nobody holds must not live on in a parked thread
 
 
 POOL = Pool()

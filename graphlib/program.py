@@ -18,13 +18,14 @@ from yupana.graphlib.dtypes import from_storage
 from yupana.graphlib.errors import GraphError
 from yupana.graphlib.fusion import find_groups
 from yupana.graphlib.kernels import run as loop
+from yupana.graphlib.kernels import serve
 from yupana.graphlib.kernels.compiler import Kernel, function_type, ready
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.memory import Plan, make_plan
 from yupana.graphlib.needs import Lowered, TaskSite
 from yupana.graphlib.op import Operand
 from yupana.graphlib.order import Order
-from yupana.graphlib.pool import POOL, Pace
+from yupana.graphlib.pool import MOST, POOL, Pace, Round
 from yupana.graphlib.schedule import Schedule, make_schedule
 from yupana.graphlib.task import Task, make_tasks
 from yupana.graphlib.tensor import Tensor
@@ -70,7 +71,9 @@ def prepare(graph: Graph, fuse: bool = True, reuse: bool = True) -> Prepared:
         print(plan, file=sys.stderr)
     kernels = [kernel for need in needs.values() for kernel in need.kernels]
     work_ns = sum(need.work_ns for need in needs.values())
-    return Prepared(tasks, tuple(graph.outputs), plan, [*kernels, loop.RUN], work_ns)
+    return Prepared(
+        tasks, tuple(graph.outputs), plan, [*kernels, loop.RUN, serve.LEAD, serve.SERVE], work_ns
+    )
 
 
 class Program:
@@ -98,8 +101,8 @@ class Program:
         self, prepared: Prepared, threads: int | None = None, lender: Program | None = None
     ) -> None:
         check_kinds("compile", Program.__init__.__annotations__, {"threads": threads})
-        if threads is not None and threads < 1:
-            raise GraphError(f"compile: got threads {threads}, want at least 1")
+        if threads is not None and not 1 <= threads <= MOST:
+            raise GraphError(f"compile: got threads {threads}, want at least 1 and at most {MOST}")
         self.plan = prepared.plan
         self.tasks = prepared.tasks
         self.outputs = prepared.outputs
@@ -111,7 +114,7 @@ class Program:
             self._arena = aligned_bytes(self.plan.peak)
         self.steps: list[list[Step]] = [self._lower(k) for k in range(len(self.tasks))]
         work = sum(step.work_ns for steps in self.steps for step in steps)
-        self.threads = threads or (config.threads if work > _SHARING_NS else 1)
+        self.threads = threads or (min(config.threads, MOST) if work > _SHARING_NS else 1)
         self._pace = Pace(self.threads, least=threads or 1)
         schedule = make_schedule(
             self.tasks, self.steps, self._extent, self._workspace, self.threads
@@ -167,8 +170,9 @@ class Program:
             tables[3], tables[4] = schedule.grains, schedule.barriers
         self._tables = tables
         self._sync = aligned_bytes(loop.SYNC_BYTES).view(np.int64)
-        is_crowded = self.threads > available_cores()
-        self._sync[loop.SPINS // 8] = loop.SPINS_CROWDED if is_crowded else loop.SPINS_ALONE
+        self._is_crowded = self.threads > available_cores()
+        spins = loop.SPINS_CROWDED if self._is_crowded else loop.SPINS_ALONE
+        self._sync[loop.SPINS // 8] = spins
         rows = [int(row.ctypes.data) for row in tables]
         self._header = np.array([len(steps), *rows[:6], int(self._sync.ctypes.data)], np.int64)
         size = max((step.scratch for step in steps), default=0) + 64
@@ -176,6 +180,7 @@ class Program:
         self._addresses = [int(self._header.ctypes.data)]
         self._addresses += [int(scratch.ctypes.data) for scratch in self._scratch]
         self._loop: Loop = function_type(4)(loop.RUN.address)
+        self._rounds: dict[int, Round] = {}  # by number of threads
 
     def _memory(self, tensor: Tensor) -> NDArray[np.generic]:
         root = tensor.root
@@ -204,24 +209,32 @@ class Program:
             run_watched(self, config.debug)
             return
         threads = self._pace.choose()
-        self.enter(self._loop, threads)
-        self._pace.record(threads, self._last_s)
+        if threads not in self._rounds:
+            header, *scratch = self._addresses[: threads + 1]
+            lingers = not self._is_crowded
+            self._rounds[threads] = Round(loop.RUN.address, header, scratch, lingers)
+        is_warm = self.enter(self._loop, threads, self._rounds[threads])
+        self._pace.record(threads, self._last_s, is_warm)
 
-    def enter(self, entry: Loop, threads: int) -> None:
+    def enter(self, entry: Loop, threads: int, round_: Round | None = None) -> bool:
         """Let so many threads enter a loop over the steps: that of `run`, or one that also looks.
 
         Args:
             entry: called on each thread as (header, thread, threads, scratch), see `kernels.run`.
             threads: at most those it is compiled for.
+            round_: the same for short runs, by which threads that still wait get it faster.
+
+        Returns:
+            Whether no thread had to be woken for a short run.
         """
-        start = time.perf_counter()
+        start, is_warm = time.perf_counter(), True
 
         def job(k: int) -> None:  # holds the program: threads touch its memory up to their return
             entry(self._addresses[0], k, threads, self._addresses[k + 1])
 
         try:
-            if self._last_s < _ASIDE_S:
-                POOL.run(job, threads)
+            if round_ and self._last_s < _ASIDE_S:
+                is_warm = POOL.run(round_, threads)
             else:
                 POOL.run_aside(job, threads, self.abort)
         finally:
@@ -232,6 +245,7 @@ class Program:
                 self._tables[5:] = 0
             else:
                 self._last_s = time.perf_counter() - start
+        return is_warm
 
     @property
     def meetings(self) -> list[int]:

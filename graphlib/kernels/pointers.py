@@ -127,6 +127,18 @@ def atomic_store(typingctx, address, value):
 
 
 @intrinsic
+def compare_and_swap(typingctx, address, before, after):
+    """Store `after` in the int64 at `address` if `before` is there; whether it was."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], _I64.as_pointer())
+        found = builder.cmpxchg(pointer, args[1], args[2], "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
 def spin_hint(typingctx):
     """Tell the core that this thread only waits: its twin on the same core runs the faster."""
 
