@@ -64,8 +64,11 @@ class Pool:
 
         Returns when all are through.
         """
-        self._provide(n_threads - 1)
-        with self._lock:
+        if n_threads == 1:
+            self._lead(round_.address, 0, 0)
+            return True
+        with self._alone():
+            self._provide(n_threads - 1)
             self._lead(round_.address, 0, 0)
             parked = round_.parked()
             if parked:
@@ -86,8 +89,8 @@ class Pool:
         soon, and raises the exception when all threads are through.
         """
         done: SimpleQueue[int] = SimpleQueue()
-        self._provide(n_threads)
-        with self._lock:
+        with self._alone():
+            self._provide(n_threads)
             for k in range(n_threads):
                 self._threads[k].do(partial(job, k), done)
         waiting = n_threads
@@ -102,9 +105,12 @@ class Pool:
         if interruption is not None:
             raise interruption
 
-    def _provide(self, n_threads: int) -> None:
+    def _alone(self) -> threading.Lock:
         if self._pid != os.getpid():  # threads do not survive a fork
             self._forget()
+        return self._lock
+
+    def _provide(self, n_threads: int) -> None:
         while len(self._threads) < n_threads:
             k = len(self._threads)
             box = self._boxes[k * serve.BOX_WORDS :][: serve.BOX_WORDS]
