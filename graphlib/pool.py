@@ -34,7 +34,7 @@ class Round:
     """
 
     def __init__(self, entry: int, header: int, scratch: Sequence[int], lingers: bool) -> None:
-        n = len(scratch)
+        self.threads = n = len(scratch)
         self._words = np.array([entry, header, n, 0, *scratch, *[0] * n], np.int64)
         self._flags = self._words[serve.ROUND_HEAD + n :]
         self.address = int(self._words.ctypes.data)
@@ -59,16 +59,16 @@ class Pool:
         # Two runs at a time must not wait for each other's threads: one hands all out, or none.
         self._lock = threading.Lock()
 
-    def run(self, round_: Round, n_threads: int) -> bool:
+    def run(self, round_: Round) -> bool:
         """Enter a round as the first of its threads; whether the others were there already.
 
         Returns when all are through.
         """
-        if n_threads == 1:
+        if round_.threads == 1:
             self._lead(round_.address, 0, 0)
             return True
         with self._alone():
-            self._provide(n_threads - 1)
+            self._provide(round_.threads - 1)
             self._lead(round_.address, 0, 0)
             parked = round_.parked()
             if parked:

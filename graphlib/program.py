@@ -234,7 +234,7 @@ class Program:
 
         try:
             if round_ and self._last_s < _ASIDE_S:
-                is_warm = POOL.run(round_, threads)
+                is_warm = POOL.run(round_)
             else:
                 POOL.run_aside(job, threads, self.abort)
         finally:

@@ -28,12 +28,12 @@ class Counted:
     """A round whose entries are counted."""
 
     def __init__(self, lingers: bool = True, n: int = THREADS) -> None:
-        self.n, self.counts, self.seen = n, np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.counts, self.seen = np.zeros(n, np.int64), np.zeros(n, np.int64)
         scratch = [int(self.seen.ctypes.data) + 8 * k for k in range(n)]
         self.round = Round(COUNT.address, int(self.counts.ctypes.data), scratch, lingers)
 
     def run(self, pool: Pool) -> bool:
-        return pool.run(self.round, self.n)
+        return pool.run(self.round)
 
 
 def states(pool: Pool) -> list[int]:
