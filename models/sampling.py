@@ -98,11 +98,19 @@ class Sampler:
             self._breakers = find_breakers(s.dry_sequence_breaker, tokenizer)
         back = (s.repeat_last_n, s.dry_penalty_last_n if s.dry_multiplier > 0 else 0)
         self._recent: deque[int] = deque(maxlen=None if min(back) < 0 else max(back))
+        soft_max(np.zeros(1))  # its kernel is there before anything is timed
         self._mu = 2 * s.mirostat_ent
         self._adaptive: AdaptiveP | None = None
         if s.adaptive_target >= 0 and not s.mirostat and "adaptive_p" in s.names:
             self._adaptive = AdaptiveP(s.adaptive_target, s.adaptive_decay)
-        self._chain = self._make_chain()
+        chain = self._make_chain()
+        self._chain = [*chain.values()]
+        # How many of the best the chain begins with, whatever the others are; 0: with all.
+        self._n_best = 0
+        if not len(bias) and not s.mirostat:
+            first = next(iter(chain), "")
+            only_best = self._is_greedy and [*chain] == ["temperature"]
+            self._n_best = 1 if only_best else s.top_k if first == "top_k" else 0
 
     def pick(self, logits: ArrayLike, stream: RandomStream) -> int:
         """Draw one token.
@@ -158,7 +166,7 @@ class Sampler:
     def _chances(
         self, logits: ArrayLike, stream: RandomStream, allowed: NDArray[np.bool_] | None
     ) -> tuple[Ids, Floats]:
-        c = self._start(logits)
+        c = self._start(logits, self._n_best if allowed is None else 0)
         n_vocab = len(c)
         if allowed is not None:
             c = c[np.flatnonzero(allowed[:n_vocab])]
@@ -188,18 +196,24 @@ class Sampler:
         if self._adaptive is not None:
             self._adaptive.reset()
 
-    def _start(self, logits: ArrayLike) -> Candidates:
-        scores = np.array(logits, np.float64)
+    def _start(self, logits: ArrayLike, k: int) -> Candidates:
+        """All tokens, or of more than `k` > 0 the best."""
+        scores = np.asarray(logits)
         tokens, bias = self._biased
         if len(tokens):
             self._check_biases(len(scores))
+            scores = scores.astype(np.float64)
             scores[tokens] += bias
         if not -np.inf < scores.max() < np.inf:  # the greatest is NaN where one is
             raise NonFiniteError(
                 "sampling: the model's scores are not finite: got NaN or infinity, want numbers. "
                 "Its weights are damaged or its training diverged; use an earlier state."
             )
-        return Candidates(np.arange(len(scores)), scores, is_whole=True)
+        if not 0 < k < len(scores):
+            return Candidates(np.arange(len(scores)), scores.astype(np.float64), is_whole=True)
+        # found before more than these are made float64
+        places = np.array([scores.argmax()]) if k == 1 else steps.places_of_best(scores, k)
+        return Candidates(places, scores[places].astype(np.float64)).best_first()
 
     def _check_biases(self, n_vocab: int) -> None:
         last = self._biased[0].max(initial=-1)
@@ -209,11 +223,13 @@ class Sampler:
                 "the vocabulary."
             )
 
-    def _make_chain(self) -> list[_Step]:
+    def _make_chain(self) -> dict[str, _Step]:
         """The samplers that do something; where the best token wins, only those that change it."""
         s, keep = self.settings, self.settings.min_keep
+        penalised = s.repeat_penalty != 1 or s.frequency_penalty != 0 or s.presence_penalty != 0
+        has_penalties = penalised and s.repeat_last_n != 0
         known: dict[str, tuple[bool, _Step]] = {
-            "penalties": (s.repeat_last_n != 0, lambda c, _: self._penalise(c)),
+            "penalties": (has_penalties, lambda c, _: self._penalise(c)),
             "dry": (s.dry_multiplier > 0, lambda c, _: self._dry(c)),
             "top_n_sigma": (s.top_nsigma > 0, lambda c, _: steps.top_n_sigma(c, s.top_nsigma)),
             "top_k": (s.top_k > 0, lambda c, _: steps.top_k(c, s.top_k)),
@@ -228,7 +244,7 @@ class Sampler:
         names: Iterable[str] = ["temperature"] if s.mirostat else s.names
         if self._is_greedy and not {"typ_p", "xtc"} & {n for n in s.names if known[n][0]}:
             names = [n for n in names if n in ("penalties", "dry", "temperature")]
-        return [known[name][1] for name in names if known[name][0]]
+        return {name: known[name][1] for name in names if known[name][0]}
 
     @property
     def _is_greedy(self) -> bool:

@@ -1,31 +1,31 @@
 """Exponential, logarithm and sums that give the same bits on every machine.
 
 NumPy's own take another code path on processors with wider vectors, and differ in the last bit
-there; that bit can decide which token is drawn. Here every step is one rounded addition,
-multiplication or division, in an order that the source fixes.
+there; see `kernels.chances`, which this agrees with bit for bit.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yupana.graphlib.kernels.chances import (
+    EXP_TERMS,
+    LARGEST,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    SMALLEST,
+    SOFT_MAX,
+)
+from yupana.graphlib.kernels.compiler import function_type
+
 Floats = NDArray[np.float64]
 
-_LOG2_E: Final = float.fromhex("0x1.71547652b82fep+0")
-# ln 2 in two parts; the first has 32 bits, so that its product with an exponent is exact.
-_LN2_HIGH: Final = float.fromhex("0x1.62e42fee00000p-1")
-_LN2_LOW: Final = float.fromhex("0x1.a39ef35793c76p-33")
 _ROOT_HALF: Final = float.fromhex("0x1.6a09e667f3bcdp-1")
 LN2: Final = float.fromhex("0x1.62e42fefa39efp-1")
-_SMALLEST: Final = -708.0  # beyond these, exp(x) is no normal number
-_LARGEST: Final = 709.0
-
-# Taylor: 13 terms leave 4e-18 for |x| <= ln(2) / 2.
-_EXP_TERMS: Final = [1.0]
-for _k in range(1, 14):
-    _EXP_TERMS.append(_EXP_TERMS[-1] / _k)
 # log((1 + s) / (1 - s)) = 2 (s + s^3/3 + s^5/5 + …): 12 terms leave 1e-19 for |s| <= 0.172.
 _LOG_TERMS: Final = [2.0 / (2 * k + 1) for k in range(12)]
 
@@ -36,11 +36,11 @@ def exp(x: Floats | float) -> Floats:
     >>> exp(np.array([0.0, 1.0, -np.inf])).round(12).tolist()
     [1.0, 2.718281828459, 0.0]
     """
-    inside = np.clip(np.asarray(x), _SMALLEST, _LARGEST)
-    power = np.rint(inside * _LOG2_E)
-    rest = (inside - power * _LN2_HIGH) - power * _LN2_LOW
-    powers: Floats = np.ldexp(_horner(_EXP_TERMS, rest), power.astype(np.int64))
-    return powers * (x >= _SMALLEST)
+    inside = np.clip(np.asarray(x), SMALLEST, LARGEST)
+    power = np.rint(inside * LOG2_E)
+    rest = (inside - power * LN2_HIGH) - power * LN2_LOW
+    powers: Floats = np.ldexp(_horner(EXP_TERMS, rest), power.astype(np.int64))
+    return powers * (x >= SMALLEST)
 
 
 def log(x: Floats | float) -> Floats:
@@ -53,7 +53,7 @@ def log(x: Floats | float) -> Floats:
     is_low = mantissa < _ROOT_HALF
     mantissa, power = np.where(is_low, 2 * mantissa, mantissa), power - is_low
     s = (mantissa - 1) / (mantissa + 1)
-    result: Floats = power * _LN2_HIGH + (s * _horner(_LOG_TERMS, s * s) + power * _LN2_LOW)
+    result: Floats = power * LN2_HIGH + (s * _horner(_LOG_TERMS, s * s) + power * LN2_LOW)
     return result
 
 
@@ -93,9 +93,17 @@ def soft_max(scores: Floats) -> Floats:
     >>> soft_max(np.array([0.0, 0.0, -np.inf])).tolist()
     [0.5, 0.5, 0.0]
     """
-    powers = exp(scores - scores.max())
-    probabilities: Floats = powers / total(powers)
+    scores = np.ascontiguousarray(scores, np.float64)
+    probabilities = np.empty(len(scores))
+    addresses = (array.__array_interface__["data"][0] for array in (scores, probabilities))
+    _soft_max()(*addresses, len(scores), 0)
     return probabilities
+
+
+@cache
+def _soft_max() -> Callable[..., None]:
+    run: Callable[..., None] = function_type(4)(SOFT_MAX.address)
+    return run
 
 
 def entropy(probabilities: Floats) -> float:

@@ -27,7 +27,8 @@ from yupana.models.sampling_math import (
 
 Ids = NDArray[np.int64]
 
-_ROW = 64  # scores looked at together
+_GROUP = 64  # scores looked at together
+_FEW = 256  # of the best are mostly enough
 # Sums of probabilities are compared with this much tolerance for rounding.
 _SLACK = 1e-12
 
@@ -85,14 +86,24 @@ def top_k(c: Candidates, k: int) -> Candidates:
         return c
     if c.is_sorted:
         return c[:k]
-    rows = len(c) // _ROW
-    if rows > k:  # the k best rows hold k scores as good as the worst of their best
-        best = c.scores[: rows * _ROW].reshape(rows, _ROW).max(axis=1)
-        c = c[np.flatnonzero(c.scores >= np.partition(best, rows - k)[rows - k])]
-    last = np.partition(c.scores, len(c) - k)[len(c) - k]
-    above = np.flatnonzero(c.scores > last)
-    ties = np.flatnonzero(c.scores == last)[: k - len(above)]
-    return c[np.sort(np.concatenate([above, ties]))].best_first()
+    return c[places_of_best(c.scores, k)].best_first()
+
+
+def places_of_best(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
+    """The places of the `k` best scores, in order; of equal ones the first are taken."""
+    if k >= len(scores):
+        return np.arange(len(scores))
+    places = None
+    groups = len(scores) // _GROUP
+    if groups > k:  # the k groups with the best best hold k scores as good as the worst of these
+        best = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+        places = np.flatnonzero(scores >= np.partition(best, groups - k)[groups - k])
+        scores = scores[places]
+    last = np.partition(scores, len(scores) - k)[len(scores) - k]
+    above = np.flatnonzero(scores > last)
+    ties = np.flatnonzero(scores == last)[: k - len(above)]
+    found = np.sort(np.concatenate([above, ties]))
+    return found if places is None else places[found]
 
 
 def tail_free(c: Candidates, z: float, min_keep: int = 0) -> Candidates:
@@ -147,10 +158,16 @@ def top_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:
     """
     if p >= 1:
         return c
-    c = c.best_first()
-    sums = np.cumsum(soft_max(c.scores))
-    count = int(np.searchsorted(sums, p - _SLACK)) + 1
-    return c[: max(count, min_keep)]
+    chances, k, order = soft_max(c.scores), 0, np.arange(len(c))
+    count = len(c) + 1
+    while k < min(count, len(c)):  # mostly once: to sort all takes longer than all the rest
+        k = min(max(8 * k, _FEW), len(c))
+        if not c.is_sorted:
+            order = places_of_best(c.scores, k)
+            order = order[np.argsort(-c.scores[order], kind="stable")]
+        sums = np.cumsum(chances[order])
+        count = max(int(np.searchsorted(sums, p - _SLACK)) + 1, min_keep)
+    return replace(c[order[:count]], is_sorted=True)
 
 
 def min_p(c: Candidates, p: float, min_keep: int = 0) -> Candidates:

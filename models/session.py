@@ -241,7 +241,9 @@ class Session:
         tokens = np.asarray(ids)
         n_vocab = self.model.sizes.n_vocab
         is_right = tokens.ndim == 1 and tokens.size > 0 and tokens.dtype.kind in "iu"
-        if not is_right or tokens.min() < 0 or tokens.max() >= n_vocab:
+        # NumPy would take longer for the one of most calls.
+        some = tokens.tolist() if tokens.size < 8 else [tokens.min(), tokens.max()]
+        if not is_right or not all(0 <= token < n_vocab for token in some):
             raise SettingError(
                 f"session: got ids {tokens.tolist()[:8]}, want at least one, each from 0 to "
                 f"{n_vocab - 1}."

@@ -58,6 +58,16 @@ def test_top_k_of_a_large_vocabulary(k):
         assert kept(sampling_steps.top_k(candidates(scores), k)) == expected
 
 
+@pytest.mark.parametrize(("p", "keep"), [(0.5, 0), (0.95, 3000), (0.9999, 0), (0.0, 300)])
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_top_p_of_a_large_vocabulary(p, keep, spread):
+    scores = spread * np.random.default_rng(1).normal(size=5000).round(2)  # some are equal
+    order, chances = ranked(scores)
+    sums = np.cumsum(chances)
+    expected = order[: max(int(np.searchsorted(sums, p)) + 1, keep)]
+    assert kept(sampling_steps.top_p(candidates(scores), p, keep)) == expected
+
+
 @given(SCORES, SHARES, KEEP)
 def test_top_p(scores, p, keep):
     order, chances = ranked(scores)
@@ -297,15 +307,15 @@ def test_bits_are_those_of_single_rounded_operations():
         return result
 
     def exp(x):
-        n = round(x * m._LOG2_E)
-        return math.ldexp(horner(m._EXP_TERMS, (x - n * m._LN2_HIGH) - n * m._LN2_LOW), n)
+        n = round(x * m.LOG2_E)
+        return math.ldexp(horner(m.EXP_TERMS, (x - n * m.LN2_HIGH) - n * m.LN2_LOW), n)
 
     def log(x):
         part, n = math.frexp(x)
         if part < 0.5**0.5:
             part, n = 2 * part, n - 1
         s = (part - 1) / (part + 1)
-        return n * m._LN2_HIGH + (s * horner(m._LOG_TERMS, s * s) + n * m._LN2_LOW)
+        return n * m.LN2_HIGH + (s * horner(m._LOG_TERMS, s * s) + n * m.LN2_LOW)
 
     xs = np.random.default_rng(3).normal(0, 20, 999)
     assert m.exp(xs).tolist() == [exp(x) for x in xs.tolist()]
@@ -314,6 +324,14 @@ def test_bits_are_those_of_single_rounded_operations():
     for x in xs.tolist():
         so_far += x
     assert m.total(xs) == so_far
+
+
+@given(st.lists(st.floats(-900, 900) | st.just(-np.inf), max_size=70), st.floats(-900, 900))
+def test_soft_max_is_that_of_single_operations(scores, last):
+    scores = np.array([*scores, last])
+    powers = sampling_math.exp(scores - scores.max())
+    want = powers / sampling_math.total(powers)
+    assert sampling_math.soft_max(scores).tolist() == want.tolist()
 
 
 def test_soft_max_has_these_bits():
