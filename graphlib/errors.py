@@ -50,7 +50,15 @@ class FileFormatError(YupanaError):
 
 
 class SettingError(YupanaError):
-    """A setting outside its range, or settings that contradict each other."""
+    """A setting outside its range, or settings that contradict each other.
+
+    Attributes:
+        setting: name of the one to blame, where it is known.
+    """
+
+    def __init__(self, message: str = "", setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class UnknownSettingError(SettingError, TypeError):

@@ -12,6 +12,7 @@ from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.models.formats.gguf_cursor import shown
 from yupana.models.llama import LlamaConfig
 
+_USUAL_TURNS = (32.0, 1.0)  # of YaRN: those that llama.cpp knows
 _ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
 
 
@@ -45,9 +46,7 @@ class HubConfig:
         base = self._number(rope, "rope_theta", theta)
         n_ctx = self._count("max_position_embeddings", 2048)
         head_width = self._count("head_dim", max(1, self._count("hidden_size") // heads))
-        self.frequency_factors: NDArray[np.float32] | None = None
-        if rope.get("rope_type", rope.get("type")) == "llama3":
-            self.frequency_factors = self._factors(rope, base, head_width)
+        self.frequency_factors = self._factors(rope, base, head_width, n_ctx)
         try:
             self.sizes = LlamaConfig(
                 n_vocab=self._count("vocab_size"),
@@ -89,7 +88,7 @@ class HubConfig:
 
     def _scaling(self, rope: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
         """The fields that slow the rotation down, for contexts longer than those trained on."""
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        kind = _kind(rope)
         if kind in ("default", "llama3"):
             return {}
         if kind not in ("linear", "yarn"):
@@ -99,19 +98,52 @@ class HubConfig:
             return {"rope_scale": 1 / factor}
         if rope.get("mscale_all_dim") or rope.get("mscale"):
             raise self._wrong("mscale", rope.get("mscale"), "'attention_factor' instead")
-        # Theirs is the whole factor, ours multiplies YaRN's own.
         usual = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
         magnitude = self._number(rope, "attention_factor", usual)
+        if self._yarn_turns(rope) != _USUAL_TURNS:
+            return {"rope_magnitude": magnitude}  # what is slowed down say the factors
         return {
             "rope_scale": 1 / factor,
-            "yarn": 1.0,
+            "yarn": True,
             "n_ctx_orig": int(self._number(rope, "original_max_position_embeddings", n_ctx)),
+            # Theirs is the whole factor, ours multiplies YaRN's own.
             "rope_magnitude": magnitude / (1 + 0.1 * math.log(factor)),
-            "beta_fast": self._number(rope, "beta_fast", 32.0),
-            "beta_slow": self._number(rope, "beta_slow", 1.0),
         }
 
-    def _factors(self, rope: Mapping[str, Any], base: float, width: int) -> NDArray[np.float32]:
+    def _factors(
+        self, rope: Mapping[str, Any], base: float, width: int, n_ctx: int
+    ) -> NDArray[np.float32] | None:
+        """What no other entry of a GGUF file says about the speeds of pairs."""
+        if _kind(rope) == "llama3":
+            return self._llama3_factors(rope, base, width)
+        if _kind(rope) == "yarn" and self._yarn_turns(rope) != _USUAL_TURNS:
+            return self._yarn_factors(rope, base, width, n_ctx)
+        return None
+
+    def _yarn_turns(self, rope: Mapping[str, Any]) -> tuple[float, float]:
+        """Turns within the context trained on between which YaRN mixes: fast, slow."""
+        fast, slow = _USUAL_TURNS
+        return self._number(rope, "beta_fast", fast), self._number(rope, "beta_slow", slow)
+
+    def _yarn_factors(
+        self, rope: Mapping[str, Any], base: float, width: int, n_ctx: int
+    ) -> NDArray[np.float32]:
+        """YaRN with other turns than llama.cpp's: it reads none from files of this architecture."""
+        old = self._number(rope, "original_max_position_embeddings", n_ctx)
+        if base <= 1:
+            raise self._wrong("rope_theta", base, "more than 1 with YaRN")
+        low, high = (
+            width * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(base))
+            for turns in self._yarn_turns(rope)
+        )
+        first, last = max(math.floor(low), 0), min(math.ceil(high), width - 1)
+        slowed = np.clip((np.arange(width // 2) - first) / max(last - first, 1e-3), 0, 1)
+        speeds = 1 - slowed + slowed / self._number(rope, "factor")
+        return np.asarray(1 / speeds, np.float32)
+
+    def _llama3_factors(
+        self, rope: Mapping[str, Any], base: float, width: int
+    ) -> NDArray[np.float32]:
         """Llama 3.1's scaling: short waves stay, long ones are stretched, those between in part."""
         factor = self._number(rope, "factor", 8.0)
         low = self._number(rope, "low_freq_factor", 1.0)
@@ -145,3 +177,8 @@ class HubConfig:
             f"{self._path}: {shown(key)}: got {shown(got)}, want {want}. llama.cpp's architecture "
             "'llama' has no other."
         )
+
+
+def _kind(rope: Mapping[str, Any]) -> Any:
+    """How positions are scaled, by its name."""
+    return rope.get("rope_type", rope.get("type", "default"))

@@ -24,7 +24,7 @@ from yupana.graphlib.tensor import Tensor
 from yupana.models.attend import Attend, attend_before
 from yupana.models.decoder import Decoder, picked
 
-_POSITIVE = ("rms_eps", "rope_base", "rope_scale", "rope_magnitude", "beta_fast", "beta_slow")
+_POSITIVE = ("rms_eps", "rope_base", "rope_scale", "rope_magnitude")
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,13 @@ class LlamaConfig:
     head_width: int = 0
     # Elements of a head of values; 0: head_width.
     value_width: int = 0
-    # YaRN, 0 (none) to 1: pairs that turn fast keep their speed, only the others are slowed down
-    # by rope_scale; see `rope`.
-    yarn: float = 0.0
+    # YaRN: pairs that turn fast keep their speed, only the others are slowed down by rope_scale;
+    # see `rope`, whose defaults say which, as in llama.cpp.
+    yarn: bool = False
     # Positions trained on before rotation was slowed down; 0: n_ctx. Only YaRN asks for it.
     n_ctx_orig: int = 0
     # Multiplies rotated queries and keys.
     rope_magnitude: float = 1.0
-    # Turns within n_ctx_orig between which YaRN mixes.
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("n_vocab", "n_ctx", "n_embd", "n_layer", "n_head", "n_mult"):
@@ -96,11 +93,12 @@ class LlamaConfig:
         self._require("n_rot", is_fit, f"even, 2 to n_embd / n_head = {self.head_width}")
         for name in (*_POSITIVE, "head_width", "value_width", "n_ctx_orig"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a positive number")
-        self._require("yarn", 0 <= self.yarn <= 1, "0 to 1")
+        self._require("yarn", self.yarn in (False, True), "True or False")
 
     def _require(self, name: str, is_right: bool, rule: str) -> None:
         if not is_right:
-            raise SettingError(f"llama: {name}: got {getattr(self, name)!r}, want {rule}.")
+            got = getattr(self, name)
+            raise SettingError(f"llama: {name}: got {got!r}, want {rule}.", name)
 
     def _fill(self, name: str, value: int) -> None:
         """Set a size that was left at 0."""
@@ -289,10 +287,8 @@ class Llama(Decoder):
             freq_scale=c.rope_scale,
             freq_factors=self._weights.get("rope_freqs.weight"),
             n_ctx_orig=c.n_ctx_orig,
-            ext_factor=c.yarn,
+            ext_factor=float(c.yarn),
             attn_factor=c.rope_magnitude * magnitude,
-            beta_fast=c.beta_fast,
-            beta_slow=c.beta_slow,
         )
 
     @property

@@ -10,7 +10,16 @@ from yupana.graphlib.context import Context
 from yupana.graphlib.dtypes import Dtype, bf16, dtype_of, from_storage, to_storage
 from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.models.conversion import Described
-from yupana.models.formats import GgufFile, TensorInfo, expect, expect_integers, write_gguf
+from yupana.models.formats import (
+    GgufFile,
+    TensorInfo,
+    expect,
+    expect_integers,
+    expect_size,
+    place_of,
+    write_gguf,
+)
+from yupana.models.formats.gguf_cursor import shown
 from yupana.models.llama import Llama, LlamaConfig
 from yupana.models.vocabulary import Vocabulary
 from yupana.models.vocabulary_gguf import read_vocabulary, vocabulary_metadata
@@ -111,7 +120,6 @@ def llama_metadata(config: LlamaConfig) -> dict[str, Any]:
         "head_width": c.n_embd // c.n_head,
         "value_width": c.n_embd // c.n_head,
         "n_ctx_orig": c.n_ctx,
-        "yarn": round(c.yarn),  # follows from the scaling's type
     }
     for key, field in _UNUSUAL.items():
         if getattr(c, field) != usual.get(field, getattr(LlamaConfig, field)):
@@ -119,15 +127,13 @@ def llama_metadata(config: LlamaConfig) -> dict[str, Any]:
     return entries
 
 
-# Entries that only unusual models need, and the fields they give.
+# Entries that only unusual models need, and the fields they give. YaRN's other numbers, as
+# "rope.scaling.yarn_beta_fast", llama.cpp leaves unread in files of this architecture.
 _UNUSUAL = {
     "attention.key_length": "head_width",
     "attention.value_length": "value_width",
     "rope.scaling.original_context_length": "n_ctx_orig",
     "rope.scaling.attn_factor": "rope_magnitude",
-    "rope.scaling.yarn_ext_factor": "yarn",
-    "rope.scaling.yarn_beta_fast": "beta_fast",
-    "rope.scaling.yarn_beta_slow": "beta_slow",
 }
 
 
@@ -142,57 +148,80 @@ def read_config(file: Described) -> LlamaConfig:
     if architecture != "llama":
         raise FileFormatError(f"{file.path}: architecture: got {architecture!r}, want 'llama'.")
     if experts := expect(m, "llama.expert_count", int, 0):
-        raise FileFormatError(f"{file.path}: llama.expert_count: got {experts}, want none.")
-    n_head = _heads(m, "llama.attention.head_count")
-    n_layer = expect(m, "llama.block_count", int)
+        raise FileFormatError(f"{place_of(m, 'llama.expert_count')}: got {experts}, want none.")
+    n_head = _same(m, "llama.attention.head_count")
+    n_layer = expect_size(m, "llama.block_count")
     if n_layer > len(file.tensors):  # a number that lies must not build a model of that size
         raise FileFormatError(
-            f"{file.path}: llama.block_count: got {n_layer}, want at most the {len(file.tensors)} "
-            "tensors there are."
+            f"{place_of(m, 'llama.block_count')}: got {n_layer}, want at most the "
+            f"{len(file.tensors)} tensors there are."
         )
+    check_blocks(file, "llama.block_count", n_layer)
     try:
         return LlamaConfig(
             n_vocab=file.tensors["token_embd.weight"].shape[0],
-            n_ctx=expect(m, "llama.context_length", int),
-            n_embd=expect(m, "llama.embedding_length", int),
+            n_ctx=expect_size(m, "llama.context_length"),
+            n_embd=expect_size(m, "llama.embedding_length"),
             n_layer=n_layer,
             n_head=n_head,
-            n_head_kv=_heads(m, "llama.attention.head_count_kv", n_head),
-            n_ff=expect(m, "llama.feed_forward_length", int),
-            n_rot=expect(m, "llama.rope.dimension_count", int, 0),
+            n_head_kv=_same(m, "llama.attention.head_count_kv", n_head),
+            n_ff=_same(m, "llama.feed_forward_length"),
+            n_rot=expect_size(m, "llama.rope.dimension_count", 0),
             rms_eps=expect(m, "llama.attention.layer_norm_rms_epsilon", float),
             rope_base=expect(m, "llama.rope.freq_base", float, 10000.0),
             rope_scale=_rope_scale(m),
             tied="output.weight" not in file.tensors,
             **_unusual(m),
         )
-    except (SettingError, IndexError, OverflowError) as e:
+    except SettingError as e:
+        key = f"llama.{_ENTRIES.get(e.setting)}"
+        where = place_of(m, key) if key in m else file.path
+        raise FileFormatError(f"{where}: the sizes do not fit: {e}") from None
+    except (IndexError, OverflowError) as e:
         raise FileFormatError(f"{file.path}: the sizes do not fit: {e}") from None
 
 
-def _heads(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A number of heads; some files give it for each layer, the same for all."""
+# Fields of a config, and the entries that they come from.
+_ENTRIES = {
+    "n_ctx": "context_length",
+    "n_head": "attention.head_count",
+    "n_embd": "embedding_length",
+    "n_head_kv": "attention.head_count_kv",
+    "n_rot": "rope.dimension_count",
+    "rms_eps": "attention.layer_norm_rms_epsilon",
+    "rope_base": "rope.freq_base",
+    "rope_scale": "rope.scaling.factor",
+} | {field: key for key, field in _UNUSUAL.items()}
+
+
+def _same(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A size; some files give it for each layer, the same for all."""
     value = metadata.get(key, default)
     if not isinstance(value, list | tuple | np.ndarray):
-        return int(expect(metadata, key, int, default))
-    counts = {*expect_integers(metadata, key)}
-    if len(counts) != 1:
-        raise SettingError(f"{key}: got {sorted(counts)}, want the same for all layers.")
-    return counts.pop()
+        return expect_size(metadata, key, default)
+    sizes = {*expect_integers(metadata, key)}
+    if len(sizes) != 1 or min(sizes) < 1:
+        want = "the same for all layers, at least 1"
+        raise FileFormatError(f"{place_of(metadata, key)}: got {sorted(sizes)}, want {want}.")
+    return sizes.pop()
 
 
 def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that a file seldom sets."""
-    heads = _heads(metadata, "llama.attention.head_count")
+    heads = _same(metadata, "llama.attention.head_count")
     fields: dict[str, Any] = {
-        "value_width": expect(metadata, "llama.embedding_length", int) // max(heads, 1)
+        "value_width": expect_size(metadata, "llama.embedding_length") // heads
     }
     if expect(metadata, "llama.rope.scaling.type", str, "linear") == "yarn":
-        fields["yarn"] = 1.0
-    for key, field in _UNUSUAL.items():
-        kind = int if field in ("head_width", "value_width", "n_ctx_orig") else float
-        if f"llama.{key}" in metadata:
-            fields[field] = expect(metadata, f"llama.{key}", kind)
+        fields["yarn"] = True
+    for name, field in _UNUSUAL.items():
+        key = f"llama.{name}"
+        if key not in metadata:
+            continue
+        if field in ("head_width", "value_width"):
+            fields[field] = expect_size(metadata, key)
+        else:
+            fields[field] = expect(metadata, key, int if field == "n_ctx_orig" else float)
     return fields
 
 
@@ -205,7 +234,7 @@ def _rope_scale(metadata: Mapping[str, Any]) -> float:
         return 1.0
     if kind not in _SCALINGS or not factor > 0:
         want = "'linear' or 'yarn' by more than 0"
-        raise SettingError(f"rope scaling: got {kind!r} by {factor}, want {want}.")
+        raise SettingError(f"rope scaling: got {kind!r} by {factor}, want {want}.", "rope_scale")
     return 1.0 / factor
 
 
@@ -216,11 +245,28 @@ def _stored(array: np.ndarray[Any, Any], kind: Dtype) -> Any:
     return ("BF16", array.shape, stored) if kind is bf16 else stored
 
 
-def _check_tensor(path: str | PathLike[str], info: TensorInfo, shape: tuple[int, ...]) -> None:
+def check_blocks(file: Described, key: str, n_layer: int) -> None:
+    """Raise FileFormatError for a block beyond the last: the number of blocks is wrong."""
+    for name in file.tensors:
+        number = name.split(".")[1] if name.startswith("blk.") else ""
+        if number.isdecimal() and int(number) >= n_layer:
+            raise FileFormatError(
+                f"{place_of(file.metadata, key)}: got {n_layer}, want at least {int(number) + 1}, "
+                f"since there is a tensor {shown(name)}."
+            )
+
+
+def check_shape(info: TensorInfo, shape: tuple[int, ...]) -> None:
+    """Raise FileFormatError unless a tensor is of the shape that the metadata give it."""
     if info.shape != shape:
         raise FileFormatError(
-            f"{path}: shape of {info.name}: got {info.shape}, want {shape} by the metadata."
+            f"{info.path}: shape of tensor {shown(info.name)} at byte {info.position}: got "
+            f"{info.shape}, want {shape} by the metadata."
         )
+
+
+def _check_tensor(path: str | PathLike[str], info: TensorInfo, shape: tuple[int, ...]) -> None:
+    check_shape(info, shape)
     if info.type not in _READABLE:
         raise FileFormatError(
             f"{path}: type of {info.name}: got {info.type}, want one of {', '.join(_READABLE)}. "

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
+from typing import TypeAlias
 
 from yupana.graphlib.context import Context
 from yupana.graphlib.dtypes import f32
 from yupana.graphlib.errors import FileFormatError, ShapeError
 from yupana.graphlib.tensor import Tensor
+from yupana.models import llama, starcoder
 from yupana.models.conversion import Described
 from yupana.models.formats import GgufFile, expect
-from yupana.models.llama import Llama
-from yupana.models.llama_gguf import read_config
-from yupana.models.starcoder import StarCoder
+from yupana.models.llama_gguf import check_shape, read_config
 from yupana.models.starcoder_gguf import read_starcoder_config
 
+Model: TypeAlias = llama.Llama | starcoder.StarCoder
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
-def load_model(source: str | PathLike[str] | GgufFile, rounds: bool = True) -> Llama | StarCoder:
+
+def load_model(
+    source: str | PathLike[str] | GgufFile, rounds: bool = True
+) -> llama.Llama | starcoder.StarCoder:
     """The model in a GGUF file, its weights of the types they have there and where they lie.
 
     Args:
@@ -34,8 +40,11 @@ def load_model(source: str | PathLike[str] | GgufFile, rounds: bool = True) -> L
     try:
         if architecture == "starcoder":
             sizes = read_starcoder_config(source)
-            return StarCoder(sizes, _weights(source, context), context, rounds)
-        return Llama(read_config(source), context, _weights(source, context), rounds)
+            _check(source, starcoder.weight_shapes(sizes), {})
+            return starcoder.StarCoder(sizes, _weights(source, context), context, rounds)
+        config = read_config(source)
+        _check(source, llama.weight_shapes(config), llama.optional_shapes(config))
+        return llama.Llama(config, context, _weights(source, context), rounds)
     except ShapeError as e:
         raise FileFormatError(f"{source.path}: {e}") from None
 
@@ -64,3 +73,15 @@ def _weights(file: GgufFile, context: Context) -> dict[str, Tensor]:
         else:
             weights[name] = file.tensor(context, name)
     return weights
+
+
+def _check(file: GgufFile, needed: Shapes, optional: Shapes) -> None:
+    """Hold the tensors of a file against the sizes that its metadata give.
+
+    Raises:
+        FileFormatError: one is missing, or of another shape.
+    """
+    for name, shape in needed.items():
+        check_shape(file.tensors[name], shape)
+    for name in file.tensors.keys() & optional.keys():
+        check_shape(file.tensors[name], optional[name])

@@ -60,7 +60,8 @@ class StarCoderConfig:
         ]
         for name, is_right, rule in rules:
             if not is_right:
-                raise SettingError(f"starcoder: {name}: got {getattr(self, name)!r}, want {rule}.")
+                got = getattr(self, name)
+                raise SettingError(f"starcoder: {name}: got {got!r}, want {rule}.", name)
 
     @property
     def head_width(self) -> int:

@@ -4,7 +4,8 @@ from typing import Any
 
 from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.models.conversion import Described
-from yupana.models.formats import expect
+from yupana.models.formats import expect, expect_size, place_of
+from yupana.models.llama_gguf import check_blocks
 from yupana.models.starcoder import StarCoderConfig
 
 
@@ -31,18 +32,33 @@ def read_starcoder_config(file: Described) -> StarCoderConfig:
         FileFormatError: an entry is missing, wrong, or out of range.
     """
     m = file.metadata
-    n_head = expect(m, "starcoder.attention.head_count", int)
+    n_head = expect_size(m, "starcoder.attention.head_count")
+    n_layer = expect_size(m, "starcoder.block_count")
+    check_blocks(file, "starcoder.block_count", n_layer)
     try:
         return StarCoderConfig(
             n_vocab=file.tensors["token_embd.weight"].shape[0],
             n_ctx=file.tensors["position_embd.weight"].shape[0],
-            n_embd=expect(m, "starcoder.embedding_length", int),
-            n_layer=min(expect(m, "starcoder.block_count", int), len(file.tensors)),
+            n_embd=expect_size(m, "starcoder.embedding_length"),
+            n_layer=min(n_layer, len(file.tensors)),
             n_head=n_head,
-            n_head_kv=expect(m, "starcoder.attention.head_count_kv", int, n_head),
-            n_ff=expect(m, "starcoder.feed_forward_length", int),
+            n_head_kv=expect_size(m, "starcoder.attention.head_count_kv", n_head),
+            n_ff=expect_size(m, "starcoder.feed_forward_length"),
             norm_eps=expect(m, "starcoder.attention.layer_norm_epsilon", float),
             tied="output.weight" not in file.tensors,
         )
-    except (SettingError, IndexError, OverflowError) as e:
+    except SettingError as e:
+        key = f"starcoder.{_ENTRIES.get(e.setting)}"
+        where = place_of(m, key) if key in m else file.path
+        raise FileFormatError(f"{where}: the sizes do not fit: {e}") from None
+    except (IndexError, OverflowError) as e:
         raise FileFormatError(f"{file.path}: the sizes do not fit: {e}") from None
+
+
+# Fields of a config, and the entries that they come from.
+_ENTRIES = {
+    "n_embd": "embedding_length",
+    "n_head": "attention.head_count",
+    "n_head_kv": "attention.head_count_kv",
+    "norm_eps": "attention.layer_norm_epsilon",
+}

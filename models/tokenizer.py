@@ -46,4 +46,6 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
         try:
             return read_tokenizer(file.metadata)
         except FileFormatError as e:
+            if str(e).startswith(f"{path}: "):
+                raise
             raise FileFormatError(f"{path}: {e}") from None

@@ -206,7 +206,7 @@ def test_missing_entries_and_wrong_types_are_named(tmp_path):
     assert expect(file.metadata, "ids", list) == [-1, 70000]
     assert expect(file.metadata, "rate", float) == 0.5
     assert expect(file.metadata, "absent", int, 3) == 3
-    with pytest.raises(FileFormatError, match=r"'rate' has .* got float 0\.5, want int"):
+    with pytest.raises(FileFormatError, match=r"'rate' at byte \d+ has .*0\.5, want int"):
         expect(file.metadata, "rate", int)
     with pytest.raises(MissingEntry, match="absent"):
         expect(file.metadata, "absent", int)

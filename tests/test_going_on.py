@@ -181,7 +181,9 @@ def test_settings_of_another_kind_are_refused(tmp_path, capsys, text):
         tensors = {name: file.array(name).copy() for name in file.tensors}
     write_gguf(state, entries, tensors)
     assert pretrain(text, f"--checkpoint-in={state}") == 1
-    assert "warmup' has the wrong type: got str 'soon'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "value of 'training.settings.warmup' at byte" in error
+    assert "has the wrong type: got str 'soon'" in error
 
 
 def test_given_belongs_to_no_class_of_its_own():

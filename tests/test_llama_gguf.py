@@ -29,7 +29,7 @@ def scores(model):
         {},
         {"tied": True},
         {"n_rot": 2, "rope_base": 500.0, "rope_scale": 0.25, "rms_eps": 1e-3},
-        {"head_width": 6, "rope_scale": 0.25, "yarn": 1.0, "n_ctx_orig": 4, "beta_fast": 16.0},
+        {"head_width": 6, "rope_scale": 0.25, "yarn": True, "n_ctx_orig": 4},
         {"n_head": 3, "n_head_kv": 3, "head_width": 4, "value_width": 2, "rope_magnitude": 1.5},
     ],
 )
@@ -153,20 +153,29 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
     ("metadata", "tensors", "words"),
     [
         ({"general.architecture": "gpt2"}, {}, "got 'gpt2', want 'llama'"),
-        ({"general.architecture": None}, {}, "no 'general.architecture'"),
-        ({"llama.block_count": 2**32 - 1}, {}, "block_count: got 4294967295, want at most"),
+        ({"general.architecture": None}, {}, "no metadata 'general.architecture'"),
+        ({"llama.block_count": 2**32 - 1}, {},
+         r"block_count' at byte \d+: got 4294967295, want at most"),
         ({"llama.block_count": 3}, {}, r"no tensor 'blk\.2\.attn_norm\.weight'"),
-        ({"llama.block_count": 0}, {}, "n_layer: got 0"),
+        ({"llama.block_count": 0}, {}, r"block_count' at byte \d+: got 0"),
+        ({"llama.block_count": 1}, {}, "got 1, want at least 2, since there is a tensor 'blk"),
+        ({"llama.context_length": 0}, {}, r"context_length' at byte \d+: got 0, want at least 1"),
+        ({"llama.attention.head_count_kv": 0}, {}, r"head_count_kv' at byte \d+: got 0"),
+        ({"llama.attention.head_count_kv": 3}, {}, r"head_count_kv' at byte \d+: the sizes do"),
+        ({"llama.feed_forward_length": [24, 0]}, {}, r"got \[0, 24\], want the same for all"),
+        ({"llama.rope.dimension_count": 0}, {}, r"dimension_count' at byte \d+: got 0"),
+        ({"llama.attention.key_length": 0}, {}, r"key_length' at byte \d+: got 0"),
+        ({"llama.rope.freq_base": -1.0}, {}, r"freq_base' at byte \d+: the sizes do not fit"),
         ({"llama.attention.head_count": 3}, {}, "n_embd: got 16, want a multiple of n_head 3"),
         ({"llama.attention.head_count": 2**31}, {}, "want a multiple of n_head"),
         ({"llama.attention.head_count_kv": "2"}, {}, "head_count_kv.*wrong type"),
-        ({"llama.attention.head_count_kv": 4}, {}, r"attn_k\.weight: got \(8, 16\), want \(16, 16"),
-        ({"llama.feed_forward_length": 25}, {}, r"ffn_gate\.weight: got \(24, 16\), want \(25, 16"),
+        ({"llama.attention.head_count_kv": 4}, {}, r"attn_k\.weight' at .*8, 16\), want \(16, 16"),
+        ({"llama.feed_forward_length": 25}, {}, r"ffn_gate\.weight' at .*24, 16\), want \(25, "),
         ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, {},
          "'longrope' by 2"),
         ({"llama.attention.head_count_kv": [2, 1]}, {}, r"got \[1, 2\], want the same for all"),
         ({"llama.attention.head_count": ["two"]}, {}, "got an array with 'two', want whole num"),
-        ({"llama.expert_count": 8}, {}, "expert_count: got 8, want none"),
+        ({"llama.expert_count": 8}, {}, r"expert_count' at byte \d+: got 8, want no"),
         ({"llama.rope.scaling.factor": 0.0}, {}, "'linear' by 0"),
         ({"llama.rope.dimension_count": 6}, {}, "n_rot: got 6"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"],
@@ -188,6 +197,22 @@ def test_each_fault_of_a_file_has_its_message(tmp_path, metadata, tensors, words
     )
     with pytest.raises(FileFormatError, match=words):
         load_llama(tmp_path / "m.gguf")
+
+
+def test_entries_that_llama_cpp_leaves_unread_change_nothing(tmp_path):
+    """Of this architecture it takes YaRN's type, factor and old context, and sizes per layer."""
+    model = Llama(CONFIG).init(seed=1)
+    entries = llama_metadata(CONFIG) | {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 4,
+    }
+    write_gguf(tmp_path / "m.gguf", entries, model.arrays())
+    unread = {"ext_factor": 0.5, "attn_factor": 1.5, "beta_fast": 8.0, "beta_slow": 2.0}
+    entries |= {f"llama.rope.scaling.yarn_{name}": value for name, value in unread.items()}
+    entries["llama.feed_forward_length"] = [CONFIG.n_ff] * CONFIG.n_layer
+    write_gguf(tmp_path / "more.gguf", entries, model.arrays())
+    assert load_llama(tmp_path / "more.gguf")[0].config == load_llama(tmp_path / "m.gguf")[0].config
 
 
 def test_small_tensors_that_are_copied_are_checked_and_counted_too(tmp_path):

@@ -117,6 +117,7 @@ def test_converted_llama2c(tmp_path, monkeypatch, version, tied):
         ("starcoder", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
         ("spm", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         ("spm", {"rope_scaling": hub.YARN, "head_dim": 16}),
+        ("spm", {"rope_scaling": hub.YARN | {"beta_fast": 8.0, "beta_slow": 2.0}}),
     ],
 )
 def test_converted_folders(tmp_path, kind, changes, dtype):

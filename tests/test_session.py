@@ -18,7 +18,7 @@ KINDS = {
     "grouped": {"n_head_kv": 2},
     "one head of keys": {"n_head_kv": 1, "n_head": 8},
     "wide heads": {"head_width": 20, "value_width": 12, "n_head_kv": 2},
-    "tied, yarn": {"tied": True, "yarn": 1.0, "rope_scale": 0.25, "n_ctx_orig": 10},
+    "tied, yarn": {"tied": True, "yarn": True, "rope_scale": 0.25, "n_ctx_orig": 10},
 }
 
 
@@ -99,7 +99,7 @@ def test_sequences_are_forgotten_copied_saved_and_restored():
 
 
 @pytest.mark.parametrize("cache", ["f32", "f16", "q8_0"])
-@pytest.mark.parametrize("changes", [{}, {"yarn": 1.0, "rope_scale": 0.5, "rope_magnitude": 1.3}])
+@pytest.mark.parametrize("changes", [{}, {"yarn": True, "rope_scale": 0.5, "rope_magnitude": 1.3}])
 def test_a_shift_leaves_what_would_be_there_without_the_dropped(cache, changes):
     # In one layer, keys and values depend on their own token and position alone.
     model, ids = make_model(n_layer=1, n_embd=64, n_head=2, **changes), ids_of(30)

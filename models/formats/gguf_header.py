@@ -37,6 +37,7 @@ class TensorInfo:
         type: "F32", "F16", "BF16", "Q8_0", …
         offset: of its first byte, counted from the start of the file.
         nbytes: bytes it takes.
+        position: byte of the header at which its record stands, for errors.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TensorInfo:
     type: str
     offset: int
     nbytes: int
+    position: int
     _kind: TensorType = field(repr=False)
     _cursor: Cursor = field(repr=False)
     _memory: FileMemory = field(repr=False)
@@ -195,7 +197,7 @@ def _read_tensor(cursor: Cursor, memory: FileMemory, index: int, count: int) -> 
     at = cursor.position
     offset = cursor.number("u8", f"offset of {what}")
     nbytes = width * math.prod(shape[:-1])
-    return TensorInfo(name, shape, kind.name, offset, nbytes, kind, cursor, memory, at)
+    return TensorInfo(name, shape, kind.name, offset, nbytes, start, kind, cursor, memory, at)
 
 
 def _place(

@@ -87,6 +87,11 @@ class Metadata(Mapping[str, Value]):
         """Byte at which the value stands in the file."""
         return self._entry(key).position
 
+    def place(self, key: str) -> str:
+        """File, key and byte of a value, for errors about it."""
+        where = f"{self._cursor.path}: value of {shown(key)}"
+        return where if key in self._instead else f"{where} at byte {self.position(key)}"
+
     def typed(self) -> dict[str, Any]:
         """All values so that `write_gguf` writes each with the type it has here."""
         typed: dict[str, Any] = {}
@@ -171,68 +176,3 @@ def _read_entry(cursor: Cursor, what: str) -> _Entry:
     first = cursor.position
     cursor.skip_value(kind, 1 if count is None else count, what)
     return _Entry(kind, count, first, cursor.position)
-
-
-_KINDS: dict[type, tuple[type, ...]] = {
-    bool: (bool,),
-    int: (int, np.integer),
-    float: (float, int, np.floating, np.integer),
-    str: (str,),
-    list: (list, tuple, np.ndarray),
-}
-
-
-def expect(metadata: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
-    """The value of `key` as `kind`, so that a wrong type in a file is an error where it is read.
-
-    Args:
-        metadata: of a file, or a plain mapping as `write_gguf` takes it.
-        key: full key.
-        kind: bool, int, float, str or list (of any array).
-        default: what a missing key gives; None: a missing key is an error.
-
-    Raises:
-        MissingEntry: there is no such key and no default.
-        FileFormatError: the value is of another kind.
-
-    >>> expect({"llama.block_count": 4}, "llama.block_count", int)
-    4
-    >>> expect({}, "llama.rope.freq_base", float, 10000.0)
-    10000.0
-    """
-    if key not in metadata:
-        if default is not None:
-            return default
-        raise MissingEntry(
-            f"metadata: no {shown(key)}: got {len(metadata)} other keys, want it among them. "
-            "The file may be of another kind than expected."
-        )
-    value: Any = metadata[key]
-    if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind is not bool):
-        raise FileFormatError(
-            f"metadata: {shown(key)} has the wrong type: got {type(value).__name__} "
-            f"{shown(value)}, want {kind.__name__}. The file was written by a faulty program."
-        )
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return kind(value)
-
-
-def expect_integers(metadata: Mapping[str, Any], key: str) -> list[int]:
-    """The value of `key`, an array of whole numbers.
-
-    Raises:
-        MissingEntry: there is no such key.
-        FileFormatError: the value is no array, or one of something else.
-
-    >>> expect_integers({"a.ids": np.int32([3, 1])}, "a.ids")
-    [3, 1]
-    """
-    values: list[Any] = expect(metadata, key, list)
-    for value in values:
-        if type(value) is not int:
-            raise FileFormatError(
-                f"metadata: {shown(key)} has the wrong type: got an array with {shown(value)}, "
-                "want whole numbers. The file was written by a faulty program."
-            )
-    return values
