@@ -6,8 +6,9 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from yupana.graphlib.kernels.deferral import interrupts_deferred
 Job = Callable[[int], None]
 
 MOST = 512  # threads of a run
+_LOOK_S = 0.1  # a wait that begins just when Ctrl-C comes would not be ended by it
 _core = ctypes.CDLL(None).sched_getcpu
 
 
@@ -85,25 +87,20 @@ class Pool:
     def run_aside(self, job: Job, n_threads: int, abort: Callable[[], None]) -> None:
         """Call `job(k)` for each k below `n_threads`, so that Ctrl-C reaches the caller at once.
 
-        On an exception such as KeyboardInterrupt it calls `abort`, which must make the job end
-        soon, and raises the exception when all threads are through.
+        It then calls `abort`, which must make the job end soon; what Ctrl-C raises is raised when
+        all threads are through.
         """
         done: SimpleQueue[int] = SimpleQueue()
-        with self._alone():
-            self._provide(n_threads)
-            for k in range(n_threads):
-                self._threads[k].do(partial(job, k), done)
-        waiting = n_threads
-        interruption: BaseException | None = None
-        while waiting:
-            try:
-                done.get()
-                waiting -= 1
-            except BaseException as stop:  # noqa: BLE001 - raised again when all are through
-                interruption = stop
-                abort()
-        if interruption is not None:
-            raise interruption
+        with interrupts_deferred(abort):
+            with self._alone():
+                self._provide(n_threads)
+                for k in range(n_threads):
+                    self._threads[k].do(partial(job, k), done)
+            waiting = n_threads
+            while waiting:
+                with suppress(Empty):
+                    done.get(timeout=_LOOK_S)
+                    waiting -= 1
 
     def _alone(self) -> threading.Lock:
         if self._pid != os.getpid():  # threads do not survive a fork

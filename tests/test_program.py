@@ -1,5 +1,6 @@
 """Programs: threads, outputs of several programs, interruption, what a second process compiles."""
 
+import ctypes
 import itertools
 import os
 import signal
@@ -15,7 +16,8 @@ import pytest
 import yupana as yp
 from yupana.graphlib.errors import GraphError, NonFiniteError, ShapeError
 from yupana.graphlib.kernels import compiler
-from yupana.graphlib.kernels.run import take
+from yupana.graphlib.kernels.run import ABORT, take
+from yupana.graphlib.pool import Pool
 from yupana.graphlib.profile import profile
 from yupana.models.llama import Llama, LlamaConfig
 
@@ -119,24 +121,60 @@ def test_programs_say_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_ctrl_c_stops_a_long_run_between_kernels(threads: int) -> None:
+def test_ctrl_c_stops_a_long_run_between_kernels(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yupana.graphlib.program._ASIDE_S", 0.0)  # every run counts as long
     x = yp.tensor(np.full((256, 256), 1 / 256))
     powers = [x]
-    for _ in range(400):
+    for _ in range(8):
         powers.append(x @ powers[-1])
     program = yp.Graph(powers[1:]).compile(threads)
-    start = time.perf_counter()
     program.run()
-    whole = time.perf_counter() - start
     want = program.value(powers[-1]).tobytes()
     x.set(np.zeros((256, 256)))
-    timer = threading.Timer(whole / 20, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+    calls: list[int] = []
+
+    def interrupted(record: int, begin: int, end: int, scratch: int) -> None:
+        """A kernel in the middle, in which Ctrl-C is pressed, and which lasts until it is seen."""
+        calls.append(begin)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        latest = time.monotonic() + 60
+        while not program._sync[ABORT // 8] and time.monotonic() < latest:
+            time.sleep(0.001)
+
+    kernels = program._tables[0]
+    middle = len(kernels) // 2
+    assert threads == 1 or max(program.meetings) > middle  # where they look whether to go on
+    usual, kernel = kernels[middle], compiler.function_type(4)(interrupted)
+    kernels[middle] = ctypes.cast(kernel, ctypes.c_void_p).value
     with pytest.raises(KeyboardInterrupt):
         program.run()
+    assert calls
+    assert not program.value(powers[1]).any()
     assert program.value(powers[-1]).tobytes() == want  # the last product was not reached
+    kernels[middle] = usual
     program.run()  # and can be run again
     assert not program.value(powers[-1]).any()
+
+
+def test_ctrl_c_while_threads_begin_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, stopped = Pool(), threading.Event()
+    provide, through = pool._provide, []
+
+    def interrupted(n_threads: int) -> None:
+        provide(n_threads)
+        signal.raise_signal(signal.SIGINT)
+
+    def job(k: int) -> None:
+        stopped.wait(60)
+        through.append(k)
+
+    monkeypatch.setattr(pool, "_provide", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.run_aside(job, 3, stopped.set)
+    assert sorted(through) == [0, 1, 2]
 
 
 def test_ctrl_c_waits_for_the_kernel_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
