@@ -14,7 +14,7 @@ from yupana.models import sampling_steps as steps
 from yupana.models.grammar import Grammar
 from yupana.models.grammar_filter import GrammarFilter
 from yupana.models.sampling_adaptive import AdaptiveP
-from yupana.models.sampling_math import LN2, Floats, log, soft_max
+from yupana.models.sampling_math import LN2, Floats, best_first, log, prepare, soft_max
 from yupana.models.sampling_penalties import dry, find_breakers, penalties
 from yupana.models.sampling_settings import Sampling
 from yupana.models.sampling_steps import Candidates, Ids
@@ -44,6 +44,7 @@ class RandomStream:
         return (int(self._bits.random_raw()) >> 11) * 2.0**-53
 
 
+_FEW = 100  # of the best, which one loop finds faster than steps in NumPy
 _Step: TypeAlias = Callable[[Candidates, RandomStream], Candidates]
 
 
@@ -98,7 +99,7 @@ class Sampler:
             self._breakers = find_breakers(s.dry_sequence_breaker, tokenizer)
         back = (s.repeat_last_n, s.dry_penalty_last_n if s.dry_multiplier > 0 else 0)
         self._recent: deque[int] = deque(maxlen=None if min(back) < 0 else max(back))
-        soft_max(np.zeros(1))  # its kernel is there before anything is timed
+        prepare()
         self._mu = 2 * s.mirostat_ent
         self._adaptive: AdaptiveP | None = None
         if s.adaptive_target >= 0 and not s.mirostat and "adaptive_p" in s.names:
@@ -197,23 +198,27 @@ class Sampler:
             self._adaptive.reset()
 
     def _start(self, logits: ArrayLike, k: int) -> Candidates:
-        """All tokens, or of more than `k` > 0 the best."""
+        """All tokens, or at least the `k` > 0 best ones."""
         scores = np.asarray(logits)
         tokens, bias = self._biased
         if len(tokens):
             self._check_biases(len(scores))
             scores = scores.astype(np.float64)
             scores[tokens] += bias
-        if not -np.inf < scores.max() < np.inf:  # the greatest is NaN where one is
+        if 0 < k <= _FEW and k < len(scores) and scores.dtype == np.float32:
+            places, is_odd = best_first(np.ascontiguousarray(scores), k)
+            c = Candidates(places, scores[places].astype(np.float64), is_sorted=True)
+            best = np.nan if is_odd else c.scores[0]
+        else:
+            scores = scores.astype(np.float64, copy=False)
+            c = Candidates(np.arange(len(scores)), scores, is_whole=True)
+            best = scores.max()  # NaN where one is
+        if not -np.inf < best < np.inf:
             raise NonFiniteError(
                 "sampling: the model's scores are not finite: got NaN or infinity, want numbers. "
                 "Its weights are damaged or its training diverged; use an earlier state."
             )
-        if not 0 < k < len(scores):
-            return Candidates(np.arange(len(scores)), scores.astype(np.float64), is_whole=True)
-        # found before more than these are made float64
-        places = np.array([scores.argmax()]) if k == 1 else steps.places_of_best(scores, k)
-        return Candidates(places, scores[places].astype(np.float64)).best_first()
+        return c
 
     def _check_biases(self, n_vocab: int) -> None:
         last = self._biased[0].max(initial=-1)

@@ -6,12 +6,13 @@ there; see `kernels.chances`, which this agrees with bit for bit.
 
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yupana.graphlib.kernels.chances import (
+    BEST_FIRST,
     EXP_TERMS,
     LARGEST,
     LN2_HIGH,
@@ -20,7 +21,7 @@ from yupana.graphlib.kernels.chances import (
     SMALLEST,
     SOFT_MAX,
 )
-from yupana.graphlib.kernels.compiler import function_type
+from yupana.graphlib.kernels.compiler import Kernel, function_type, ready
 
 Floats = NDArray[np.float64]
 
@@ -95,14 +96,35 @@ def soft_max(scores: Floats) -> Floats:
     """
     scores = np.ascontiguousarray(scores, np.float64)
     probabilities = np.empty(len(scores))
-    addresses = (array.__array_interface__["data"][0] for array in (scores, probabilities))
-    _soft_max()(*addresses, len(scores), 0)
+    _loop(SOFT_MAX)(_address(scores), _address(probabilities), len(scores), 0)
     return probabilities
 
 
+def best_first(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], bool]:
+    """Places of the `k` best of more scores, of equal ones the first first; whether one is NaN.
+
+    >>> best_first(np.float32([1, 3, 2, 3]), 3)
+    (array([1, 3, 2]), False)
+    """
+    found = np.empty(2 * k + 1, np.int64)
+    _loop(BEST_FIRST)(_address(scores), _address(found), len(scores), k)
+    return found[:k], bool(found[2 * k])
+
+
+def prepare() -> None:
+    """Have the loops compiled before anything is timed."""
+    ready([SOFT_MAX, BEST_FIRST])
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Of its first byte; `array.ctypes` takes longer."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
 @cache
-def _soft_max() -> Callable[..., None]:
-    run: Callable[..., None] = function_type(4)(SOFT_MAX.address)
+def _loop(kernel: Kernel) -> Callable[..., None]:
+    run: Callable[..., None] = function_type(4)(kernel.address)
     return run
 
 

@@ -58,6 +58,20 @@ def test_top_k_of_a_large_vocabulary(k):
         assert kept(sampling_steps.top_k(candidates(scores), k)) == expected
 
 
+@pytest.mark.parametrize("k", [1, 2, 40, 100])
+def test_the_best_of_float32_are_found_as_in_a_sorted_list(k):
+    rng = np.random.default_rng(k)
+    for size in (k + 1, 128, 129, 1000, 5003):
+        scores = rng.integers(-30, 30, max(size, k + 1)).astype(np.float32) / 2  # many are equal
+        scores[rng.integers(0, len(scores), 5)] = [-0.0, 0.0, -np.inf, np.inf, 1e-45]
+        order = np.argsort(-scores, kind="stable")[:k]
+        places, has_nan = sampling_math.best_first(scores, k)
+        assert (places.tolist(), has_nan) == (order.tolist(), False)
+        for nan in (np.float32(np.nan), -np.float32(np.nan)):
+            scores[rng.integers(0, len(scores))] = nan
+            assert sampling_math.best_first(scores, k)[1]
+
+
 @pytest.mark.parametrize(("p", "keep"), [(0.5, 0), (0.95, 3000), (0.9999, 0), (0.0, 300)])
 @pytest.mark.parametrize("spread", [0.1, 3.0])
 def test_top_p_of_a_large_vocabulary(p, keep, spread):
