@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from os import PathLike
@@ -146,7 +146,8 @@ class LanguageModel:
             DataError: `grammar` is none.
         """
         kinds = LanguageModel.generate.__annotations__
-        check_kinds("generate", kinds, {"max_tokens": max_tokens, "ignore_eos": ignore_eos})
+        given = {"max_tokens": max_tokens, "seed": seed, "ignore_eos": ignore_eos}
+        check_kinds("generate", kinds, given)
         if max_tokens < 0:
             raise SettingError(f"generate: max_tokens: got {max_tokens}, want at least 0.")
         if not isinstance(sampling, Sampling):
@@ -274,6 +275,7 @@ def load(
     True
     """
     check_names("load", settings, [*inspect.signature(load).parameters][:-1])
+    wanted = _with_scales(adapters)
     _expect_gguf(path)
     file = GgufFile(
         path,
@@ -286,9 +288,25 @@ def load(
         overrides=overrides,
     )
     model = LanguageModel(load_model(file), file, **settings)
-    for entry in adapters:
-        model.attach(*(entry if isinstance(entry, tuple) else (entry,)))
+    for adapter, scale in wanted:
+        model.attach(adapter, scale)
     return model
+
+
+def _with_scales(adapters: object) -> list[tuple[str | PathLike[str], float]]:
+    """Each adapter and its scale."""
+    error = SettingError(
+        f"load: adapters: got {adapters!r}, want a list of paths, or of pairs of path and scale."
+    )
+    if isinstance(adapters, str | PathLike | Mapping) or not isinstance(adapters, Iterable):
+        raise error
+    pairs: list[tuple[Any, Any]] = [
+        (entry[0], entry[1]) if isinstance(entry, tuple | list) and len(entry) == 2 else (entry, 1)
+        for entry in adapters
+    ]
+    if not all(isinstance(path, str | PathLike) for path, _ in pairs):
+        raise error
+    return pairs
 
 
 def _expect_gguf(path: str | PathLike[str]) -> None:

@@ -5,6 +5,7 @@ The product B · A is never formed for a matrix. Scales are data: changing one c
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -193,6 +194,10 @@ class AttachedAdapter(Beside):
 
     @scale.setter
     def scale(self, scale: float) -> None:
+        if not isinstance(scale, int | float | np.number) or not math.isfinite(scale):
+            raise SettingError(
+                f"adapter {self._adapter.name!r}: scale: got {scale!r}, want a finite number."
+            )
         self._scale = float(scale)
         for name, (_, _, factor) in self._pairs.items():
             factor.set([self._adapter.scale_of(name, self._scale)])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from yupana.graphlib.arguments import check_kinds
 from yupana.graphlib.errors import SettingError
 from yupana.models.decoder import Decoder
+from yupana.models.formats.gguf_cursor import shown
 from yupana.models.kv_cache import KvCache
 from yupana.models.passes import Floats, Ints, Mover, Pass, pass_size
 
@@ -238,14 +239,17 @@ class Session:
             )
 
     def _ids(self, ids: Sequence[int]) -> Ints:
-        tokens = np.asarray(ids)
+        try:
+            tokens = np.asarray(ids)
+        except ValueError:  # rows of several lengths
+            tokens = np.zeros(0)
         n_vocab = self.model.sizes.n_vocab
         is_right = tokens.ndim == 1 and tokens.size > 0 and tokens.dtype.kind in "iu"
         # NumPy would take longer for the one of most calls.
         some = tokens.tolist() if tokens.size < 8 else [tokens.min(), tokens.max()]
         if not is_right or not all(0 <= token < n_vocab for token in some):
+            got = tokens.tolist()[:8] if tokens.ndim and tokens.size else shown(ids)
             raise SettingError(
-                f"session: got ids {tokens.tolist()[:8]}, want at least one, each from 0 to "
-                f"{n_vocab - 1}."
+                f"session: got ids {got}, want at least one, each from 0 to {n_vocab - 1}."
             )
         return tokens.astype(np.int32)

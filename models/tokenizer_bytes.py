@@ -44,8 +44,10 @@ def utf8(text: str) -> bytes:
     """The text as UTF-8.
 
     Raises:
-        DataError: a character is half of a surrogate pair.
+        DataError: a character is half of a surrogate pair, or `text` is none.
     """
+    if not isinstance(text, str):
+        raise DataError(f"encode: got {type(text).__name__} {text!r:.60}, want a text.")
     try:
         return text.encode()
     except UnicodeEncodeError as e:

@@ -16,6 +16,9 @@ from yupana.models.tokenizer_ends import adjust_types, end_tokens
 _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
+_MAX_GAPS = 1 << 16  # ids without a token: each takes memory
+
+
 class HubTokenizer(Tokenizer):
     """A tokenizer that `tokenizers` runs; see `Tokenizer` for what it does.
 
@@ -88,7 +91,13 @@ def read_hub_tokenizer(path: Path) -> HubTokenizer:
     spec = read_json(path)
     engine = _engine(path, spec)
     ids = engine.get_vocab(with_added_tokens=True)
-    types = [int(TokenType.NORMAL)] * (max(ids.values(), default=-1) + 1)
+    size = max(ids.values(), default=-1) + 1
+    if size > len(ids) + _MAX_GAPS:
+        raise FileFormatError(
+            f"{path}: ids of tokens: got {size - 1} as the last of {len(ids)} tokens, want them "
+            "without large gaps. The file is damaged; fetch it again."
+        )
+    types = [int(TokenType.NORMAL)] * size
     tokens = [engine.id_to_token(k) or "" for k in range(len(types))]
     for k, added in engine.get_added_tokens_decoder().items():
         types[k] = TokenType.CONTROL if added.special else TokenType.USER_DEFINED

@@ -160,7 +160,7 @@ def test_unknown_versions_are_refused(tmp_path, version):
 def test_what_is_no_model_file_is_refused(tmp_path):
     with pytest.raises(FileFormatError, match="magic at byte 0: got b'PK"):
         opened(tmp_path, b"PK\x03\x04 something else")
-    with pytest.raises(FileFormatError, match="empty"):
+    with pytest.raises(FileFormatError, match="at byte 0: got an empty file"):
         opened(tmp_path, b"")
     with pytest.raises(FileFormatError, match="folder"):
         GgufFile(tmp_path)

@@ -135,7 +135,7 @@ def test_convert_quantise_and_look(tmp_path, capsys):
 def test_mistakes_are_one_line(tmp_path, capsys):
     (tmp_path / "x").write_text("nothing of the kind, but long enough to look at")
     for arguments, code, words in (
-        (("inspect", tmp_path / "x"), 1, "not a model file: got the first bytes b'nothing '"),
+        (("inspect", tmp_path / "x"), 1, "magic at byte 0: got b'nothing ', want that of GGUF"),
         (("inspect", tmp_path / "none"), 1, "No such file"),
         (("inspect", tmp_path), 1, "got no config.json in it"),
         (("convert", tmp_path / "x", tmp_path / "y"), 1, "not a model file"),

@@ -87,6 +87,7 @@ def test_end_tokens_and_others_are_forbidden(model):
         ({"prompt": [-1]}, r"prompt: got \[-1\], want ids from 0 to"),
         ({"max_tokens": "x"}, "max_tokens: got 'x', want a whole number"),
         ({"max_tokens": -1}, "max_tokens: got -1, want at least 0"),
+        ({"seed": None}, "seed: got None, want a whole number"),
         ({"ignore_eos": "no"}, "ignore_eos: got 'no', want True or False"),
         ({"sampling": {"temp": 0}}, "want a yupana.Sampling"),
         ({"stop": ""}, "stop: got '', want texts that are not empty"),
@@ -114,6 +115,24 @@ def test_a_scale_is_changed_while_an_adapter_is_attached(path, tmp_path):
         model.set_scale("b.gguf", 1.0)
     with pytest.raises(SettingError, match="scale: got 'x', want a number"):
         model.set_scale(tmp_path / "a.gguf", "x")
+    for scale in (np.inf, np.nan):
+        with pytest.raises(SettingError, match=r"scale: got (inf|nan), want a finite number"):
+            model.set_scale(tmp_path / "a.gguf", scale)
+    model.detach(tmp_path / "a.gguf")
+    with pytest.raises(SettingError, match="scale: got '2', want a finite number"):
+        model.attach(tmp_path / "a.gguf", "2")
+
+
+def test_adapters_are_a_list_of_paths_or_pairs(path):
+    for adapters in ("a.gguf", path, ("a.gguf", 0.5), [("a.gguf", 1, 2)], {"a.gguf": 1}, None):
+        with pytest.raises(SettingError, match=r"load: adapters: got .* want a list of paths"):
+            yp.load(path, adapters=adapters)
+
+
+@pytest.mark.parametrize("ids", [None, 3, [], [[1], [1, 2]], iter([1]), "ab", [1.5], [257]])
+def test_ids_to_score_are_ids(model, ids):
+    with pytest.raises(SettingError, match=r"session: got ids .* want at least one, each from 0"):
+        model.logits(ids)
 
 
 def test_settings_of_sessions_are_checked_when_a_model_is_loaded(path):

@@ -69,7 +69,7 @@ def test_values_come_as_they_were_written(tmp_path):
 def test_files_are_told_apart(tmp_path, name):
     (tmp_path / "file").write_bytes(FILES[name][1])
     if name == "words":
-        with pytest.raises(FileFormatError, match="not a model file: got the first bytes"):
+        with pytest.raises(FileFormatError, match=r"magic at byte 0: got .* not a model file"):
             identify(tmp_path / "file")
     else:
         assert identify(tmp_path / "file") == name.partition("-")[0]

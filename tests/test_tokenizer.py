@@ -231,6 +231,8 @@ def test_wrong_ids_and_texts_are_errors():
         tokenizer.decode([0.5])
     with pytest.raises(DataError, match="half of a surrogate pair"):
         tokenizer.encode("a\ud800")
+    with pytest.raises(DataError, match="got bytes b'a', want a text"):
+        tokenizer.encode(b"a")
     with pytest.raises(SettingError, match="no such token: got 'zzz'"):
         tokenizer.id_of("zzz")
     assert tokenizer.decode([]) == ""

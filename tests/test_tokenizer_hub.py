@@ -186,6 +186,14 @@ def test_wrong_files_are_named(tmp_path):
         load_tokenizer(tmp_path / "absent.json")
 
 
+def test_an_id_far_beyond_the_others_takes_no_memory(folder, tmp_path):
+    spec = json.loads((folder / "spm" / "tokenizer.json").read_text())
+    spec["model"]["vocab"]["far away"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(FileFormatError, match="ids of tokens: got 2147483648 as the last"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("keys", "value"),
     [

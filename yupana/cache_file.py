@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from yupana.graphlib.errors import SettingError
 from yupana.inference import TextFlags, say
 from yupana.models.prompt_cache import (
@@ -35,7 +37,7 @@ class CacheFile:
                 )
             return
         self._owner = fingerprint(writer.session.model, flags.adapters)
-        if flags.prompt_cache.exists():
+        if flags.prompt_cache.exists() and not _is_empty(flags.prompt_cache):
             self._found = load_prompt_cache(flags.prompt_cache, self._owner)
 
     @property
@@ -74,3 +76,8 @@ class CacheFile:
             return
         cache = PromptCache(self._writer.tokens, self._writer.session.state())
         save_prompt_cache(self._flags.prompt_cache, cache, self._owner)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file was made and not written yet, as by `mktemp`."""
+    return path.is_file() and path.stat().st_size == 0

@@ -65,8 +65,8 @@ def identify(path: str | PathLike[str]) -> Kind:
     if len(head) == _HEAD and _are_sizes(struct.unpack("<7i", head)):
         return "llama2c"
     raise FileFormatError(
-        f"{path}: not a model file: got the first bytes {shown(head[:8])}, want those of GGUF, "
-        "ggml, ggla, safetensors or llama2.c."
+        f"{path}: magic at byte 0: got {shown(head[:8])}, want that of GGUF, ggml, ggla, "
+        "safetensors or llama2.c. This is not a model file."
     )
 
 

@@ -28,9 +28,10 @@ def map_file(path: Path, wanted: str) -> memoryview:
         OSError: the system cannot open or map it.
     """
     status = path.stat()  # before opening: to open a pipe would wait for its writer
-    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-        got = "an empty file" if stat.S_ISREG(status.st_mode) else "a folder or device"
-        raise FileFormatError(f"{path}: not a model file: got {got}, want {wanted}.")
+    if not stat.S_ISREG(status.st_mode):
+        raise FileFormatError(f"{path}: not a model file: got a folder or device, want {wanted}.")
+    if not status.st_size:
+        raise FileFormatError(f"{path}: first field at byte 0: got an empty file, want {wanted}.")
     with path.open("rb") as file:
         return memoryview(pages.mmap(file.fileno(), 0, access=pages.ACCESS_READ))
 
