@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.command_line import call
 from yupana.cli import main
 from yupana.graphlib.errors import DataError, SettingError, YupanaError
 from yupana.models.adapter_files import load_adapter
@@ -283,6 +284,21 @@ def test_adapters_and_checkpoints_are_no_bases(base, tmp_path):
         other = settings(base, tmp_path, model_base=tmp_path / file, lora_out=tmp_path / "b.gguf")
         with pytest.raises(SettingError, match=f"got a file of type '{kind}', want the model"):
             finetune(other)
+
+
+@pytest.mark.parametrize("program", ["finetune", "cost"])
+@pytest.mark.parametrize("architecture", ["starcoder", "qwen2"])
+def test_other_architectures_are_told_apart(tmp_path, capsys, program, architecture):
+    write_gguf(tmp_path / "m.gguf", {"general.architecture": architecture}, {})
+    (tmp_path / "d.txt").write_text("a llama")
+    flags = {
+        "finetune": ["--model-base", tmp_path / "m.gguf", "--train-data", tmp_path / "d.txt"],
+        "cost": ["--model", tmp_path / "m.gguf", "--lora-r", 4],
+    }
+    code, _, err = call(capsys, program, *flags[program])
+    assert code == 2
+    told = f"m.gguf: this architecture cannot be adapted: got {architecture!r}, want 'llama', the"
+    assert told in err
 
 
 def test_a_line_that_is_no_json_is_named(base, tmp_path):

@@ -92,9 +92,14 @@ def load_base(file: GgufFile) -> Llama:
         kind = "checkpoint of an adapter"
     if kind != "model":
         raise SettingError(f"{file.path}: got a file of type {kind!r}, want the model to adapt.")
+    architecture = expect(file.metadata, "general.architecture", str)
+    if architecture != Llama.architecture:
+        raise SettingError(
+            f"{file.path}: this architecture cannot be adapted: got {architecture!r}, want "
+            "'llama', the only one that is trained here, though others may be read."
+        )
     base = load_model(file, rounds=False)
-    if not isinstance(base, Llama):
-        raise SettingError(f"{file.path}: got a model of {base.architecture!r}, want 'llama'.")
+    assert isinstance(base, Llama)
     return base
 
 
