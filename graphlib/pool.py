@@ -71,13 +71,15 @@ class Pool:
             return True
         with self._alone():
             self._provide(round_.threads - 1)
-            self._lead(round_.address, 0, 0)
-            parked = round_.parked()
-            if parked:
-                with interrupts_deferred():  # those that are there wait for the rest
-                    for k in parked:
-                        self._threads[k - 1].wake(round_.looks)
-                    self._lead(round_.address, 1, 0)
+            try:
+                self._lead(round_.address, 0, 0)
+            finally:  # also where Ctrl-C came: those that are there wait for the rest
+                parked = round_.parked()
+                if parked:
+                    with interrupts_deferred():
+                        for k in parked:
+                            self._threads[k - 1].wake(round_.looks)
+                        self._lead(round_.address, 1, 0)
         return not parked
 
     @cached_property

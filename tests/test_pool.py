@@ -102,6 +102,24 @@ def test_runs_of_several_threads_at_a_time_share_the_pool():
     assert sorted(aside) == sorted([0, 1, 2] * 30)
 
 
+def test_ctrl_c_while_a_run_is_handed_out_leaves_nobody_waiting():
+    pool, counted = Pool(), Counted()
+    lead, calls = pool._lead, []
+
+    def interrupted(*args):
+        lead(*args)
+        calls.append(args)
+        if len(calls) == 1:  # all threads are parked, and have to be woken
+            raise KeyboardInterrupt
+
+    pool.__dict__["_lead"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        counted.run(pool)
+    assert counted.counts.tolist() == [1] * THREADS
+    counted.run(pool)
+    assert counted.counts.tolist() == [2] * THREADS
+
+
 def test_a_run_that_woke_threads_is_timed_by_the_next_one():
     pace = Pace(2)
     for _ in range(3):

@@ -84,6 +84,7 @@ def lead(boxes, round_, is_woken, _end):
         w[N_PARKED] = parked
         if parked != 0:
             return
+    w[N_PARKED] = 0
     call_kernel(w[0], w[1], 0, threads, w[ROUND_HEAD])
     for k in range(1, threads):  # they are about to leave; until then they touch the run's memory
         left = _LOOKS_FOR_LAST
