@@ -12,12 +12,13 @@ from yupana.graphlib.errors import FileFormatError, ShapeError
 from yupana.graphlib.tensor import Tensor
 from yupana.models import llama, starcoder
 from yupana.models.conversion import Described
-from yupana.models.formats import GgufFile, expect
+from yupana.models.formats import GgufFile, expect, place_of
 from yupana.models.llama_gguf import check_shape, read_config
 from yupana.models.starcoder_gguf import read_starcoder_config
 
 Model: TypeAlias = llama.Llama | starcoder.StarCoder
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+_TOKENS = "tokenizer.ggml.tokens"
 
 
 def load_model(
@@ -79,9 +80,16 @@ def _check(file: GgufFile, needed: Shapes, optional: Shapes) -> None:
     """Hold the tensors of a file against the sizes that its metadata give.
 
     Raises:
-        FileFormatError: one is missing, or of another shape.
+        FileFormatError: one is missing, or of another shape, or there are not as many tokens as
+            rows of the embedding.
     """
     for name, shape in needed.items():
         check_shape(file.tensors[name], shape)
+    n_vocab = needed["token_embd.weight"][0]
+    if _TOKENS in file.metadata and file.metadata.length(_TOKENS) != n_vocab:
+        raise FileFormatError(
+            f"{place_of(file.metadata, _TOKENS)}: got {file.metadata.length(_TOKENS)} tokens, want "
+            f"{n_vocab}, one for each row of token_embd.weight."
+        )
     for name in file.tensors.keys() & optional.keys():
         check_shape(file.tensors[name], optional[name])

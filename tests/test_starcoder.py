@@ -133,6 +133,7 @@ def test_positions_end_where_they_were_learned():
         ({"starcoder.block_count": 3}, {}, r"no tensor 'blk\.2\.attn_norm\.weight'"),
         ({"starcoder.block_count": 1}, {}, r"block_count' at byte \d+: got 1, want at least 2"),
         ({"starcoder.block_count": 0}, {}, r"block_count' at byte \d+: got 0, want at least 1"),
+        ({"tokenizer.ggml.tokens": ["a", "b"]}, {}, r"tokens' at byte \d+: got 2 tokens, want 19"),
         ({}, {"output.weight": np.ones((19, 23), np.float32)}, "output.weight' at .*19, 23"),
         ({}, {"position_embd.weight": None}, "no tensor 'position_embd.weight'"),
         ({}, {"output.weight": np.ones((19, 24), np.int32)}, "want real numbers"),
