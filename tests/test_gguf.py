@@ -86,12 +86,15 @@ def test_typed_values_survive_a_copy(tmp_path):
     values = {f"v.{d}": np.dtype(d).type(3) for d in types}
     values |= {f"a.{d}": np.array([1, 2], d) for d in types}
     values |= {"flag": True, "flags": np.array([True, False]), "text": "t", "texts": ["a"]}
+    values |= {"lists": [np.array([1, 2], "i1"), np.array([3], "u2"), ["a", ""], [["b"], []]]}
     write_gguf(tmp_path / "a", values, {})
     first = GgufFile(tmp_path / "a")
     write_gguf(tmp_path / "b", first.metadata.typed(), {})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert first.metadata.type_name("v.f8") == "FLOAT64"
     assert first.metadata.type_name("a.i2") == "ARRAY[INT16]"
+    assert first.metadata.type_name("lists") == "ARRAY[ARRAY]"
+    assert first.metadata["lists"] == [[1, 2], [3], ["a", ""], [["b"], []]]
 
 
 def test_our_file_opens_in_the_gguf_package(tmp_path):
@@ -122,6 +125,7 @@ def test_a_file_of_the_gguf_package_opens_here(tmp_path, endian):
     writer.add_bool("b", True)
     writer.add_array("texts", ["a", "é"])
     writer.add_array("ids", [1, -2])
+    writer.add_array("lists", [[["a"], ["b", "ü"]], [["c"]]])
     weights = np.arange(12, dtype=np.float32).reshape(3, 4)
     writer.add_tensor("w", weights)
     writer.add_tensor("h", weights.astype(np.float16))
@@ -134,6 +138,7 @@ def test_a_file_of_the_gguf_package_opens_here(tmp_path, endian):
     values = {k: file.metadata[k] for k in ("u", "d", "s", "b", "texts")}
     assert values == {"u": 5, "d": math.pi, "s": "añu", "b": True, "texts": ["a", "é"]}
     assert file.metadata["ids"].tolist() == [1, -2]
+    assert file.metadata["lists"] == [[["a"], ["b", "ü"]], [["c"]]]
     np.testing.assert_array_equal(file.tensors["w"].data, weights)
     np.testing.assert_array_equal(file.tensors["h"].data, weights)
 
@@ -169,6 +174,7 @@ def test_a_large_vocabulary_is_not_decoded_on_opening(tmp_path):
     [
         ({"k": None}, {}, DtypeError, "'k'.*NoneType"),
         ({"k": [1, "a"]}, {}, DtypeError, "int, str"),
+        ({"k": [[1], 2]}, {}, DtypeError, "int, list"),
         ({"k": 2**64}, {}, DtypeError, "64 bits"),
         ({"k": 1e300}, {}, DtypeError, "float32"),
         ({"k": "\ud800"}, {}, DtypeError, "surrogate"),
@@ -265,6 +271,7 @@ def test_writer_takes_odd_arrays(tmp_path):
             st.lists(st.text()),
             st.lists(st.booleans(), min_size=1),
             st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1),
+            st.lists(st.lists(st.text()) | st.lists(st.booleans(), min_size=1), min_size=1),
         ),
     )
 )

@@ -51,6 +51,9 @@ def _encode_array(key: str, values: Any) -> bytes:
             raise _error(key, f"an array of {values.ndim} axes", "one axis")
         if values.dtype.kind in "UOT":
             values = values.tolist()
+    if len(values) and all(isinstance(v, list | tuple | np.ndarray) for v in values):
+        parts = [_encode_array(key, v)[4:] for v in values]  # each without saying that it is one
+        return struct.pack("<IIQ", ARRAY, ARRAY, len(values)) + b"".join(parts)
     if all(isinstance(v, str) for v in values):  # an empty list, too
         head = struct.pack("<IIQ", ARRAY, STRING.number, len(values))
         return head + b"".join(map(encode_text, values))

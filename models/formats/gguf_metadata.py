@@ -8,9 +8,17 @@ import numpy as np
 
 from yupana.graphlib.errors import FileFormatError
 from yupana.models.formats.gguf_cursor import Cursor, shown
-from yupana.models.formats.gguf_types import ARRAY, BOOL, STRING, VALUE_TYPES, ValueType
+from yupana.models.formats.gguf_types import (
+    ARRAY,
+    BOOL,
+    MAX_DEPTH,
+    NESTED,
+    STRING,
+    VALUE_TYPES,
+    ValueType,
+)
 
-Value: TypeAlias = bool | int | float | str | list[str] | np.ndarray[Any, Any]
+Value: TypeAlias = bool | int | float | str | list[Any] | np.ndarray[Any, Any]
 
 
 class MissingEntry(FileFormatError, KeyError):
@@ -31,8 +39,9 @@ class _Entry:
 class Metadata(Mapping[str, Value]):
     """Key to value, in the file's order; nothing but positions is held until a value is read.
 
-    Scalars come as bool, int, float or str; arrays of strings as a list (decoded once), other
-    arrays as a read-only NumPy array (a view of the file where its byte order is ours).
+    Scalars come as bool, int, float or str; arrays of strings as a list (decoded once), arrays of
+    arrays as lists in a list, other arrays as a read-only NumPy array (a view of the file where its
+    byte order is ours).
 
     Args:
         cursor: the file.
@@ -63,7 +72,12 @@ class Metadata(Mapping[str, Value]):
         entry = self._entry(key)
         cursor = self._cursor.at(entry.position)
         if entry.count is not None:
-            return self._array(key, cursor, entry)
+            if entry.kind is STRING:
+                if key not in self._texts:
+                    self._texts[key] = _strings(key, cursor, entry)
+                return list(self._texts[key])
+            array = _array(key, cursor, entry)
+            return _plain(array) if entry.kind is NESTED else array
         if entry.kind is STRING:
             return cursor.text(f"value of {shown(key)}")
         value = cursor.number(str(entry.kind.dtype), f"value of {shown(key)}")
@@ -97,7 +111,9 @@ class Metadata(Mapping[str, Value]):
         typed: dict[str, Any] = {}
         for key, entry in self._entries.items():
             value: Any = self[key]
-            if entry.count is None and entry.kind not in (STRING, BOOL):
+            if entry.kind is NESTED:
+                value = _array(key, self._cursor.at(entry.position), entry)
+            elif entry.count is None and entry.kind not in (STRING, BOOL):
                 value = np.dtype(entry.kind.dtype).type(value)
             typed[key] = value
         return typed
@@ -110,18 +126,27 @@ class Metadata(Mapping[str, Value]):
             )
         return self._entries[key]
 
-    def _array(self, key: str, cursor: Cursor, entry: _Entry) -> Value:
-        kind = entry.kind
-        if kind.dtype is None:
-            if key not in self._texts:
-                self._texts[key] = _strings(key, cursor, entry)
-            return list(self._texts[key])
-        raw: np.ndarray[Any, Any] = np.ndarray(
-            (entry.count or 0,), cursor.order + kind.dtype, cursor.data, cursor.position
-        )
-        array = raw != 0 if kind is BOOL else raw.astype(raw.dtype.newbyteorder("="), copy=False)
-        array.flags.writeable = False
-        return array
+
+def _array(key: str, cursor: Cursor, entry: _Entry) -> Value:
+    kind = entry.kind
+    if kind is NESTED:
+        inner = [_read_array(cursor, f"value of {shown(key)}") for _ in range(entry.count or 0)]
+        return [_array(key, cursor.at(one.position), one) for one in inner]
+    if kind is STRING:
+        return _strings(key, cursor, entry)
+    raw: np.ndarray[Any, Any] = np.ndarray(
+        (entry.count or 0,), f"{cursor.order}{kind.dtype}", cursor.data, cursor.position
+    )
+    array = raw != 0 if kind is BOOL else raw.astype(raw.dtype.newbyteorder("="), copy=False)
+    array.flags.writeable = False
+    return array
+
+
+def _plain(array: Any) -> Any:
+    """Lists in lists, of Python's numbers."""
+    if isinstance(array, np.ndarray):
+        return array.tolist()
+    return [_plain(one) for one in array] if isinstance(array, list) else array
 
 
 def _strings(key: str, cursor: Cursor, entry: _Entry) -> list[str]:
@@ -162,17 +187,35 @@ def read_metadata(cursor: Cursor, count: int) -> Metadata:
 def _read_entry(cursor: Cursor, what: str) -> _Entry:
     start = cursor.position
     number = cursor.number("u4", f"type of {what}")
-    is_array = number == ARRAY
-    if is_array:
-        start = cursor.position
-        number = cursor.number("u4", f"element type of {what}")
-    if number not in VALUE_TYPES:
-        want = "0 to 12 but not 9, an array in an array" if is_array else "a type from 0 to 12"
-        raise cursor.error(f"type of {what}", number, want, start)
-    kind = VALUE_TYPES[number]
-    count = None
-    if is_array:
-        count = cursor.count(f"length of {what}", kind.size or cursor.count_struct.size)
+    if number == ARRAY:
+        return _read_array(cursor, what)
+    kind = _value_type(cursor, number, what, start)
     first = cursor.position
-    cursor.skip_value(kind, 1 if count is None else count, what)
+    cursor.skip_value(kind, 1, what)
+    return _Entry(kind, None, first, cursor.position)
+
+
+def _read_array(cursor: Cursor, what: str, depth: int = 1) -> _Entry:
+    """Go past an array, from the type of its elements on."""
+    start = cursor.position
+    number = cursor.number("u4", f"element type of {what}")
+    if number == ARRAY:
+        if depth == MAX_DEPTH:
+            want = f"at most {MAX_DEPTH} arrays in each other"
+            raise cursor.error(f"element type of {what}", "an array", want, start)
+        count = cursor.count(f"length of {what}", 4 + cursor.count_struct.size)
+        first = cursor.position
+        for _ in range(count):
+            _read_array(cursor, what, depth + 1)
+        return _Entry(NESTED, count, first, cursor.position)
+    kind = _value_type(cursor, number, what, start)
+    count = cursor.count(f"length of {what}", kind.size or cursor.count_struct.size)
+    first = cursor.position
+    cursor.skip_value(kind, count, what)
     return _Entry(kind, count, first, cursor.position)
+
+
+def _value_type(cursor: Cursor, number: int, what: str, at: int) -> ValueType:
+    if number not in VALUE_TYPES:
+        raise cursor.error(f"type of {what}", number, "a type from 0 to 12", at)
+    return VALUE_TYPES[number]

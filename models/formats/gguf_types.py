@@ -46,6 +46,8 @@ VALUE_TYPE_BY_NAME = {t.name: t for t in VALUE_TYPES.values()}
 ARRAY = 9
 BOOL = VALUE_TYPE_BY_NAME["BOOL"]
 STRING = VALUE_TYPE_BY_NAME["STRING"]
+NESTED = ValueType(ARRAY, "ARRAY", None)  # of elements that are arrays themselves
+MAX_DEPTH = 8  # of arrays in each other
 
 
 @dataclass(frozen=True, slots=True)

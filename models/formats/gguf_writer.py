@@ -50,8 +50,9 @@ def write_gguf(
     Args:
         path: file to write or replace; a link is followed.
         metadata: key to value. bool, int (UINT32 where it fits, else INT64, UINT64), float
-            (FLOAT32), str, lists of one of them (an empty one holds strings); scalars and 1-D
-            arrays of NumPy say their type themselves, as np.float64(0.1) or np.int32([1, 2]).
+            (FLOAT32), str, lists of one of them (an empty one holds strings) or of lists; scalars
+            and 1-D arrays of NumPy say their type themselves, as np.float64(0.1) or
+            np.int32([1, 2]).
             "general.alignment" sets the alignment of tensors, a power of two (default 32).
         tensors: name to array of float32, float16, float64 or int8 to int64, or to
             (type, shape, data), as ("BF16", (2, 3), uint16 array) or ("Q8_0", (2, 64), bytes).

@@ -82,7 +82,9 @@ def describe(summary: Summary) -> dict[str, Any]:
 
 def _json(value: Any) -> Any:
     if isinstance(value, Listed):
-        return {**asdict(value), "first": [_json(v) for v in value.first]}
+        return {**asdict(value), "first": _json(value.first)}
+    if isinstance(value, list):
+        return [_json(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
