@@ -17,6 +17,7 @@ from measure import in_turn, report
 
 from yupana.graphlib.budget import Checkpoints
 from yupana.graphlib.context import Context
+from yupana.graphlib.op import Matmul
 from yupana.models.llama import Llama, LlamaConfig, weight_shapes
 from yupana.train.lora import TrainedAdapter
 from yupana.train.lora_settings import LoraSettings
@@ -40,7 +41,9 @@ def base_model() -> Llama:
     return Llama(CONFIG, context, weights)
 
 
-def our_step(is_finetune: bool, checkpoints: Checkpoints) -> Callable[[], float]:
+def our_step(
+    is_finetune: bool, checkpoints: Checkpoints, matmul: Matmul = "f32"
+) -> Callable[[], float]:
     """One update, ready to be run again and again; gives the loss."""
     adapter = None
     if is_finetune:
@@ -50,12 +53,13 @@ def our_step(is_finetune: bool, checkpoints: Checkpoints) -> Callable[[], float]
     else:
         model = Llama(CONFIG).init()
     step = record_step(model, 8, AdamWSettings(), checkpoints, adapter=adapter)
+    step.matmul = matmul
     step.compile(1)
     return lambda: step.run(list(BATCH), 0).loss
 
 
-def torch_step(is_finetune: bool) -> Callable[[], float]:
-    """The same in PyTorch."""
+def torch_step(is_finetune: bool, matmul: Matmul = "f32") -> Callable[[], float]:
+    """The same in PyTorch; with bf16 under its autocast."""
     import torch
     from torch_llama import TorchLlama
 
@@ -72,7 +76,8 @@ def torch_step(is_finetune: bool) -> Callable[[], float]:
 
     def step() -> float:
         optimiser.zero_grad(set_to_none=True)
-        loss = other.loss(tokens, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=matmul == "bf16"):
+            loss = other.loss(tokens, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
@@ -85,7 +90,9 @@ SIDES: dict[str, Callable[[bool], Callable[[], float]]] = {
     "yupana": lambda is_finetune: our_step(is_finetune, auto()),
     "yupana, all kept": lambda is_finetune: our_step(is_finetune, None),
     "yupana, sqrt": lambda is_finetune: our_step(is_finetune, "sqrt"),
+    "yupana, bf16": lambda is_finetune: our_step(is_finetune, auto(), "bf16"),
     "torch": torch_step,
+    "torch, bf16": lambda is_finetune: torch_step(is_finetune, "bf16"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from yupana.graphlib.context import aligned
 from yupana.graphlib.kernels.compiler import Kernel, collecting
-from yupana.graphlib.op import Operand
+from yupana.graphlib.op import Matmul, Operand
 from yupana.graphlib.task import Task
 from yupana.graphlib.tensor import Tensor
 
@@ -20,6 +20,7 @@ class TaskSite:
     dsts: tuple[Operand, ...]
     srcs: tuple[Operand, ...]
     params: Mapping[str, Any]
+    matmul: Matmul = "f32"
     workspace_address: int = 0
     used: int = 0
 
@@ -45,7 +46,8 @@ class Need:
 class Lowered:
     """What tasks need, found by lowering them without memory; tasks that are alike only once."""
 
-    def __init__(self) -> None:
+    def __init__(self, matmul: Matmul = "f32") -> None:
+        self._matmul: Matmul = matmul
         self._found: dict[Any, Need] = {}
 
     def needs(self, task: Task) -> Need:
@@ -55,14 +57,14 @@ class Lowered:
         try:
             found = self._found.get(key)
         except TypeError:  # parameters that have no hash
-            return _needs(task)
+            return _needs(task, self._matmul)
         if found is None:
-            found = self._found[key] = _needs(task)
+            found = self._found[key] = _needs(task, self._matmul)
         return found
 
 
-def _needs(task: Task) -> Need:
-    site = TaskSite(_unplaced(task.dsts), _unplaced(task.srcs), task.params)
+def _needs(task: Task, matmul: Matmul) -> Need:
+    site = TaskSite(_unplaced(task.dsts), _unplaced(task.srcs), task.params, matmul)
     with collecting() as kernels:
         steps = task.lower(site)
         kernels += [step.kernel for step in steps]

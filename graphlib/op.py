@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, ParamSpec, Protocol
+from typing import Any, Generic, Literal, ParamSpec, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,15 +61,20 @@ class Operand:
         return math.prod(self.shape)
 
 
+Matmul = Literal["f32", "bf16"]
+
+
 class Site(Protocol):
     """Where a node runs: its operands with addresses, and workspace for the asking.
 
     `dsts` has further results where several nodes run as one (fusion.py); `dst` is the first.
+    `matmul` is what matrix products may round their operands to.
     """
 
     dsts: tuple[Operand, ...]
     srcs: tuple[Operand, ...]
     params: Mapping[str, Any]
+    matmul: Matmul
 
     @property
     def dst(self) -> Operand: ...

@@ -23,7 +23,7 @@ from yupana.graphlib.kernels.compiler import Kernel, function_type, ready
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.memory import Plan, make_plan
 from yupana.graphlib.needs import Lowered, TaskSite
-from yupana.graphlib.op import Operand
+from yupana.graphlib.op import Matmul, Operand
 from yupana.graphlib.order import Order
 from yupana.graphlib.pool import MOST, POOL, Pace, Round
 from yupana.graphlib.schedule import Schedule, make_schedule
@@ -49,14 +49,17 @@ class Prepared:
     plan: Plan
     kernels: list[Kernel]
     work_ns: float  # predicted time of one run on one thread
+    matmul: Matmul = "f32"
 
 
-def prepare(graph: Graph, fuse: bool = True, reuse: bool = True) -> Prepared:
+def prepare(
+    graph: Graph, fuse: bool = True, reuse: bool = True, matmul: Matmul = "f32"
+) -> Prepared:
     """Fuse, find workspace sizes and kernels, and plan the memory of a graph."""
     groups = find_groups(graph.nodes, graph.outputs) if fuse else []
     orders: tuple[Order, ...] = (graph.order,) if graph.order else ("left", "right")
     ordered = [make_tasks(graph.outputs, groups, order) for order in orders]
-    lowered = Lowered()
+    lowered = Lowered(matmul)
     needs = {task.nodes: lowered.needs(task) for task in ordered[0]}  # in any order
     tasks, plan = ordered[0], None
     for choice in ordered:
@@ -71,9 +74,8 @@ def prepare(graph: Graph, fuse: bool = True, reuse: bool = True) -> Prepared:
         print(plan, file=sys.stderr)
     kernels = [kernel for need in needs.values() for kernel in need.kernels]
     work_ns = sum(need.work_ns for need in needs.values())
-    return Prepared(
-        tasks, tuple(graph.outputs), plan, [*kernels, loop.RUN, serve.LEAD, serve.SERVE], work_ns
-    )
+    kernels += [loop.RUN, serve.LEAD, serve.SERVE]
+    return Prepared(tasks, tuple(graph.outputs), plan, kernels, work_ns, matmul)
 
 
 class Program:
@@ -106,6 +108,7 @@ class Program:
         self.plan = prepared.plan
         self.tasks = prepared.tasks
         self.outputs = prepared.outputs
+        self._matmul = prepared.matmul
         ready(prepared.kernels)
         self._arena: NDArray[np.uint8]
         if lender and lender._arena.size >= self.plan.peak:
@@ -151,7 +154,7 @@ class Program:
         def place(tensors: Sequence[Tensor]) -> tuple[Operand, ...]:
             return tuple(Operand(self._address(t), t.shape, t.strides, t.dtype) for t in tensors)
 
-        site = TaskSite(place(task.dsts), place(task.srcs), task.params)
+        site = TaskSite(place(task.dsts), place(task.srcs), task.params, self._matmul)
         for start, _ in self._workspace(k):
             site.workspace_address = start
         return task.lower(site)

@@ -1,6 +1,6 @@
 """Matrix multiplication against NumPy in float64: shapes, strides, dtypes, groups, NaN, chunks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.kernel_steps import GUARD, run
-from yupana.graphlib.dtypes import DTYPES, from_storage, to_storage
+from yupana.graphlib.dtypes import DTYPES, bf16, from_storage, to_storage
 from yupana.graphlib.kernels.gemm import Gemm, Matrix, lower, workspace_bytes
 from yupana.graphlib.kernels.gemm_kernels import PACKED
+from yupana.graphlib.kernels.gemm_pairs import halved
 from yupana.graphlib.kernels.gemm_plan import inner_parts, is_fast, plan_tiles, suits_dots
 from yupana.graphlib.kernels.vector import LANES
 
@@ -34,6 +35,7 @@ class Case:
     in_place: bool = False  # d is c
     seed: int = 0
     special: float = 0.0  # a NaN or infinity planted in A and B
+    pairs: bool = False  # rounded to bf16, if it is a product for that
 
 
 def place(values: Array, dtype: str, layout: str) -> tuple[Array, Array]:
@@ -102,21 +104,30 @@ class Product:
             self.c[...] = added
             added = self.c.astype(np.float64)
             d_matrix = matrix(self.c, self.c_dtype)
-        left = from_storage(self.a, DTYPES[case.dtypes[0]]).astype(np.float64)
-        right = from_storage(self.b, DTYPES[case.dtypes[1]]).astype(np.float64)
+        sizes = (case.rows, case.cols, case.inner)
+        operands = (matrix(self.a, case.dtypes[0]), matrix(self.b, case.dtypes[1]))
+        result = matrix(self.c, self.c_dtype)
+        self.gemm = Gemm(shape[:2], *sizes, case.group, *operands, result, d_matrix, case.pairs)
+        left = from_storage(self.a, DTYPES[case.dtypes[0]])
+        right = from_storage(self.b, DTYPES[case.dtypes[1]])
+        if self.goes_by_pairs:
+            left, right = (from_storage(to_storage(x, bf16), bf16) for x in (left, right))
+        left, right = left.astype(np.float64), right.astype(np.float64)
         right = right.repeat(r0, 0).repeat(r1, 1).swapaxes(-1, -2)
         with np.errstate(invalid="ignore"):
             self.expected = left @ right + added
             self.tolerance = 1e-6 + (np.abs(left) @ np.abs(right) + np.abs(added)) * (
                 1e-13 if self.c_dtype == "f64" else 1e-6 + 1e-7 * case.inner**0.5
             )
-        sizes = (case.rows, case.cols, case.inner)
-        operands = (matrix(self.a, case.dtypes[0]), matrix(self.b, case.dtypes[1]))
-        result = matrix(self.c, self.c_dtype)
-        self.gemm = Gemm(shape[:2], *sizes, case.group, *operands, result, d_matrix)
         size = workspace_bytes(self.gemm)
         self.workspace = np.full(size + GUARD, 255, np.uint8)
         self.steps = lower(self.gemm, self.workspace.ctypes.data)
+
+    @property
+    def goes_by_pairs(self) -> bool:
+        """Whether its operands are rounded."""
+        gemm = self.gemm
+        return is_fast(gemm) and not suits_dots(gemm) and halved(gemm).pairs
 
     def check(self) -> None:
         """The result is right, and nothing beside it was written."""
@@ -178,6 +189,7 @@ def fast_cases(draw: Any) -> Case:
         layouts=(draw(near), draw(near), "rows", "rows"),
         d_dtype=draw(st.sampled_from(["", "f32"])),
         special=draw(st.sampled_from([0.0, 0.0, np.nan, np.inf])),
+        pairs=draw(st.sampled_from([False, False, True])),
     )
 
 
@@ -188,6 +200,11 @@ def fast_cases(draw: Any) -> Case:
 @example(Case(512, 65, 128))
 @example(Case(130, 100, 300, layouts=("columns", "columns", "rows", "rows"), in_place=True))
 @example(Case(200, 130, 600, dtypes=("f16", "bf16"), d_dtype="f32"))
+@example(Case(33, 50, 128, pairs=True))
+@example(Case(200, 130, 600, layouts=("columns", "rows", "rows", "rows"), pairs=True))
+@example(Case(130, 100, 1030, (1, 2), dtypes=("bf16", "f16"), d_dtype="f32", pairs=True))
+@example(Case(70, 65, 514, (2, 1), layouts=("wide", "columns", "rows", "rows"), pairs=True))
+@example(Case(40, 40, 64, layouts=("backwards", "sparse", "rows", "rows"), pairs=True))
 @example(Case(10, 520, 1030, batch=(2, 1), layouts=("wide", "columns", "rows", "rows")))
 def test_product_agrees_with_float64(case: Case) -> None:
     product = Product(case)
@@ -206,6 +223,7 @@ _WAYS = {
     "packed at once": Case(300, 65, 300, batch=(1, 2), group=(1, 2), d_dtype="f32"),
     "dots": Case(7, 600, 144, dtypes=("f32", "bf16"), d_dtype="f32"),
     "general": Case(9, 17, 33, dtypes=("f64", "f64"), batch=(2, 1)),
+    "pairs": Case(300, 65, 300, batch=(1, 2), group=(1, 2), d_dtype="f32", pairs=True),
 }
 
 
@@ -230,6 +248,8 @@ def test_cases_reach_every_way() -> None:
             found[name] = "general"
         elif suits_dots(gemm):
             found[name] = "dots"
+        elif halved(gemm).pairs:
+            found[name] = "pairs"
         else:
             plan = plan_tiles(gemm)
             columns = plan.panels_block * 3 * LANES < gemm.cols
@@ -267,9 +287,12 @@ def test_repeated_matrix_is_packed_once() -> None:
 @pytest.mark.parametrize("inner", [1, 15, 16, 17, 40, 300])
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-def test_nan_and_infinity_stay_in_their_rows(inner: int, layout: str, special: float) -> None:
+@pytest.mark.parametrize("pairs", [False, True])
+def test_nan_and_infinity_stay_in_their_rows(
+    inner: int, layout: str, special: float, pairs: bool
+) -> None:
     for rows, cols in [(1, 1), (3, 5), (9, 17), (20, 49)]:
-        case = Case(rows, cols, inner, layouts=(layout, layout, "rows", "rows"))
+        case = Case(rows, cols, inner, layouts=(layout, layout, "rows", "rows"), pairs=pairs)
         product = Product(case)
         for x, line in ((product.a, rows - 1), (product.b, cols // 2)):
             x[0, 0, line, inner - 1] = special
@@ -278,6 +301,14 @@ def test_nan_and_infinity_stay_in_their_rows(inner: int, layout: str, special: f
         wanted = np.zeros((rows, cols), bool)
         wanted[rows - 1, :] = wanted[:, cols // 2] = True
         assert (is_special == wanted).all()
+
+
+def test_products_of_few_rows_short_or_odd_sums_are_not_rounded() -> None:
+    for case in (Case(2, 50, 128), Case(60, 50, 30), Case(60, 50, 129), Case(60, 50, 64)):
+        product = Product(replace(case, pairs=True))
+        assert product.goes_by_pairs == (case.inner == 64)
+        run(product.steps)
+        product.check()
 
 
 def test_zero_times_infinity_is_nan() -> None:

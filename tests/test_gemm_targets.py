@@ -57,7 +57,9 @@ def at_page_end(values: np.ndarray[Any, Any]) -> int:
     return end - values.nbytes
 
 
-def multiply_ones(rows: int, cols: int, inner: int, turned: tuple[bool, bool], dtype: str) -> None:
+def multiply_ones(
+    rows: int, cols: int, inner: int, turned: tuple[bool, bool], dtype: str, pairs: bool
+) -> None:
     """A product of ones, all of whose operands and scratch memory lie at the end of a page."""
     size = 4 if dtype == "f32" else 2
     a, b = np.ones((rows, inner), np.float32), np.ones((cols, inner), f"f{size}")
@@ -67,7 +69,7 @@ def multiply_ones(rows: int, cols: int, inner: int, turned: tuple[bool, bool], d
     d = Matrix(at_page_end(np.ones((rows, cols), np.float32)), "f32", (0, 0, 4 * cols, 4))
     left = Matrix(at_page_end(a), "f32", a_strides)
     right = Matrix(at_page_end(b), dtype, b_strides)
-    gemm = Gemm((1, 1), rows, cols, inner, (1, 1), left, right, c, d)
+    gemm = Gemm((1, 1), rows, cols, inner, (1, 1), left, right, c, d, pairs)
     workspace = at_page_end(np.zeros(workspace_bytes(gemm), np.uint8))
     for step in lower(gemm, workspace):
         record = np.array(step.record, np.int64)
@@ -81,7 +83,9 @@ def main() -> None:
     sizes = [(1, 1, 1), (3, 5, 7), (3, 5, 17), (9, 17, 33), (5, 50, 90), (300, 65, 130)]
     turns = [(a, b) for a in (False, True) for b in (False, True)]
     for size, turned, dtype in itertools.product(sizes, turns, ("f32", "f16")):
-        multiply_ones(*size, turned, dtype)
+        multiply_ones(*size, turned, dtype, False)
+    for size, turned in itertools.product([(9, 17, 34), (21, 50, 90), (300, 65, 130)], turns):
+        multiply_ones(*size, turned, "f32", True)
     print("done")
 
 

@@ -51,6 +51,20 @@ def test_a_training_graph_gives_the_same_bits_however_it_is_run() -> None:
     assert bits(llama_step(checkpoints="sqrt"), threads=2) == want
 
 
+def test_products_in_bf16_change_a_training_graph_little_and_alike_on_any_threads() -> None:
+    outputs = llama_step()
+    exact = yp.Graph(outputs).compile(threads=1)
+    exact.run()
+    want = [exact.value(output) for output in outputs]
+    rounded = bits(outputs, threads=1, matmul="bf16")
+    assert bits(outputs, threads=3, matmul="bf16") == rounded
+    for one, other in zip(want, rounded, strict=True):
+        off = np.frombuffer(other, np.float32).reshape(one.shape) - one
+        assert 0 < np.linalg.norm(off) < 0.02 * np.linalg.norm(one)
+    with pytest.raises(GraphError, match="matmul: got 'f16', want 'f32' or 'bf16'"):
+        yp.Graph(outputs).compile(matmul="f16")  # type: ignore[arg-type]
+
+
 def test_fused_and_plain_agree_within_rounding() -> None:
     outputs = llama_step()
     fused, plain = yp.Graph(outputs).compile(threads=1), yp.Graph(outputs).compile(1, fuse=False)

@@ -15,6 +15,7 @@ import yupana as yp
 from tests.targets import TARGETS, in_process, shared_cache
 from yupana.graphlib import quants
 from yupana.graphlib.errors import DtypeError, ShapeError
+from yupana.graphlib.kernels.convert import bf16_to_f32, f32_to_bf16
 from yupana.graphlib.op import REGISTRY
 from yupana.graphlib.sampler import Sampler, random_numbers
 
@@ -93,6 +94,19 @@ def test_products_are_those_with_the_expanded_matrix(name: str, rows: int) -> No
     expanded = w.numpy().astype(np.float64)
     assert close(yp.ops.mul_mat(w, yp.tensor(x)).numpy(), x @ expanded.T)
     assert close(yp.ops.out_prod(w, yp.tensor(g)).numpy(), g.T @ expanded)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K"])
+def test_products_may_round_both_sides_to_bf16(name: str) -> None:
+    rng = np.random.default_rng(5)
+    w = leaf_of(name, rng.normal(size=(38, 768)).astype(np.float32))
+    x, g = yp.tensor(rng.normal(size=(60, 768))), yp.tensor(rng.normal(size=(38, 60)))
+    products = [yp.ops.mul_mat(w, x), yp.ops.out_prod(w, g)]
+    program = yp.Graph(products).compile(matmul="bf16")
+    program.run()
+    expanded, left, right = (bf16_to_f32(f32_to_bf16(t.numpy())).astype(float) for t in (w, x, g))
+    assert close(program.value(products[0]), left @ expanded.T)
+    assert close(program.value(products[1]), right.T @ expanded)
 
 
 def test_a_large_matrix_is_never_expanded_as_a_whole() -> None:

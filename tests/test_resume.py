@@ -58,7 +58,7 @@ def test_what_killed_runs_left_half_written_is_removed_and_nothing_else(tmp_path
 RUNS = {
     "accumulated": {"grad_acc": 2},
     "with a falling rate": {"warmup": 3, "cos_decay_steps": 4, "enable_restart": True},
-    "sgd": {"optimizer": "sgd", "adam_alpha": 0.1},
+    "sgd, products in bf16": {"optimizer": "sgd", "adam_alpha": 0.1, "matmul": "bf16"},
     "lbfgs": {"optimizer": "lbfgs", "lbfgs_iter": 3, "grad_acc": 2},
     "samples with random offsets": {
         "sample_start": "the ",

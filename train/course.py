@@ -19,7 +19,7 @@ from yupana.train.train_settings import TrainSettings
 PREFIX = "training.settings."
 COURSE = (
     *(rule.name for rule in fields(DataRules)),
-    *("ctx", "batch", "grad_acc", "use_flash", "seed", "chat_template", "model_out_type"),
+    *("ctx", "batch", "grad_acc", "use_flash", "matmul", "seed", "chat_template", "model_out_type"),
     *("optimizer", "lbfgs_iter", "param_group", "warmup", "rate_decay", "enable_restart"),
     *("adam_alpha", "adam_min_alpha", "adam_decay", "adam_decay_min_ndim", "adam_gclip"),
     *("adam_beta1", "adam_beta2", "cos_decay_steps", "cos_decay_min", "cos_decay_restart"),

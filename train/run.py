@@ -154,7 +154,7 @@ def fit_step(
     available = available_bytes()
 
     def record(checkpoints: Checkpoints, n_batch: int, n_ctx: int) -> Step:
-        return record_step(
+        step = record_step(
             model,
             n_batch,
             settings.optimiser(),
@@ -165,6 +165,8 @@ def fit_step(
             n_ctx,
             settings.use_flash,
         )
+        step.matmul = settings.matmul
+        return step
 
     checkpoints = settings.checkpoints(available)
     return fitting_step(record, checkpoints, settings.batch, model.config.n_ctx, available)

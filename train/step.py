@@ -19,6 +19,7 @@ from yupana.graphlib.context import Context
 from yupana.graphlib.errors import NonFiniteError, require
 from yupana.graphlib.finite import first_nonfinite
 from yupana.graphlib.graph import Graph
+from yupana.graphlib.op import Matmul
 from yupana.graphlib.ops import cpy
 from yupana.graphlib.program import Prepared, Program, prepare
 from yupana.graphlib.tensor import Tensor
@@ -70,6 +71,7 @@ class Step(ABC):
         self.state: Mapping[str, Tensor] = {}
         self.plain_loss = loss
         self.before: Callable[[int], None] = lambda part: None
+        self.matmul: Matmul = "f32"  # see `Graph.compile`
         self._threads: int | None = None
         self._program: Program | None = None
         self._loss_program: Program | None = None
@@ -101,7 +103,7 @@ class Step(ABC):
     @cached_property
     def prepared(self) -> Prepared:
         """The step planned, without any memory yet."""
-        return prepare(self.graph)
+        return prepare(self.graph, matmul=self.matmul)
 
     @property
     def program(self) -> Program:
@@ -111,7 +113,7 @@ class Step(ABC):
     def loss_of(self, batch: Arrays) -> float:
         """The loss on one batch with the parameters as they are; nothing is updated."""
         if self._loss_program is None:
-            prepared = prepare(Graph([self.plain_loss]))
+            prepared = prepare(Graph([self.plain_loss]), matmul=self.matmul)
             self._loss_program = Program(prepared, self._threads, lender=self.program)
         losses = []
         for part, share in self.parts(batch):

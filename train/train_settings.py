@@ -73,6 +73,9 @@ class TrainSettings(BatchSettings, DataRules, WritingSettings, Given):
     memory_budget: str | None = None
     # Attention in one op, without the matrix of all scores; off: as separate nodes.
     use_flash: bool = True
+    # What larger matrix products multiply: float32, or that rounded to bf16 (sums stay float32),
+    # which processors with AVX-512 BF16 do twice as fast, and others slower.
+    matmul: Literal["f32", "bf16"] = "f32"
     # Seed of the weights and of the order of the data; -1: another one each time.
     seed: Annotated[int, arg(aliases=["-s"])] = 1337
     # Take the data in a new order when going on from a checkpoint.

@@ -11,11 +11,13 @@ from dataclasses import replace
 
 from yupana.graphlib.dtypes import DTYPES
 from yupana.graphlib.kernels import blocks
+from yupana.graphlib.kernels.compiler import Kernel
 from yupana.graphlib.kernels.gemm_dots import DOTS, dots_record
 from yupana.graphlib.kernels.gemm_general import GENERAL, GeneralRecord, scratch_bytes
 from yupana.graphlib.kernels.gemm_kernels import (
     PACK_PANELS,
     PACKED,
+    PAIR_TILES,
     TILES,
     TO_PACK,
     PackRecord,
@@ -24,6 +26,7 @@ from yupana.graphlib.kernels.gemm_kernels import (
 )
 from yupana.graphlib.kernels.gemm_micro import TILE_ROWS, TILE_VECTORS
 from yupana.graphlib.kernels.gemm_pack import PACK
+from yupana.graphlib.kernels.gemm_pairs import PACK_PAIRS, halved
 from yupana.graphlib.kernels.gemm_plan import (
     Gemm,
     Matrix,
@@ -35,21 +38,23 @@ from yupana.graphlib.kernels.gemm_plan import (
     rows_of,
     suits_dots,
 )
+from yupana.graphlib.kernels.pairs import HAS_BF16
 from yupana.graphlib.kernels.quant_dots import QUANT_DOTS
-from yupana.graphlib.kernels.quant_pack import PACK_BLOCKS
+from yupana.graphlib.kernels.quant_pack import PACK_BLOCK_PAIRS, PACK_BLOCKS
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.kernels.vector import HAS_MASKS, LANES
 
 __all__ = ["Gemm", "Matrix", "is_fast", "lower", "one_step", "workspace_bytes"]
 
 _FLOPS_PER_NS = 110.0 if HAS_MASKS else 25.0  # of one thread, roughly
+_WITHOUT_BF16 = 3.0  # times as long as with instructions for pairs
 
 
 def workspace_bytes(gemm: Gemm) -> int:
     """Bytes of workspace that the steps of `lower` share."""
     if _is_empty(gemm) or not is_fast(gemm) or suits_dots(gemm):
         return 0
-    part = inner_parts(gemm)[0]  # none of the others is larger
+    part = inner_parts(halved(gemm))[0]  # none of the others is larger
     if plan_tiles(part).b_mode != PACKED:
         return 0
     b0, b1 = part.matrices_of_b
@@ -68,7 +73,7 @@ def lower(gemm: Gemm, workspace: int) -> list[Step]:
     if suits_dots(gemm):
         return [_dots(gemm)]
     steps = []
-    for part in inner_parts(gemm):
+    for part in inner_parts(halved(gemm)):
         plan = plan_tiles(part)
         if plan.b_mode == PACKED:
             steps.append(_pack(part, plan, workspace))
@@ -81,6 +86,7 @@ def one_step(gemm: Gemm, rows_vary: bool) -> Step:
 
     Either the number of rows varies, and each chunk does all of them, or that of inner products.
     """
+    gemm = replace(gemm, pairs=False)
     if not is_fast(gemm):
         return _general(gemm)
     if rows_vary and suits_dots(gemm):
@@ -105,7 +111,7 @@ def _tiles(gemm: Gemm, plan: Plan, workspace: int) -> Step:
         *gemm.a.strides,
         b_address,
         *b_strides,
-        gemm.b.block,
+        _block(gemm),
         *rows_of(gemm.c),
         *rows_of(gemm.d),
         gemm.batch[1],
@@ -117,8 +123,8 @@ def _tiles(gemm: Gemm, plan: Plan, workspace: int) -> Step:
         plan.panels_block,
         plan.k_block,
         plan.b_mode,
-        PACK[gemm.a.dtype].address if plan.a_pack else 0,
-        _pack_of(gemm.b) if plan.b_mode == TO_PACK else 0,
+        _packs(gemm)[gemm.a.dtype].address if plan.a_pack else 0,
+        _pack_of_b(gemm) if plan.b_mode == TO_PACK else 0,
     )
     panels = n_panels(gemm.vectors)
     chunks = gemm.batches * -(-panels // plan.panels_block) * -(-gemm.rows // plan.rows_block)
@@ -129,12 +135,25 @@ def _tiles(gemm: Gemm, plan: Plan, workspace: int) -> Step:
         scratch += 4 * round_up(min(plan.rows_block, gemm.rows), LANES) * plan.k_block
     flops = 2.0 * round_up(gemm.rows, TILE_ROWS) * gemm.vectors * LANES * gemm.inner
     ns = 20.0 + 20.0 * chunks + gemm.batches * flops / _FLOPS_PER_NS
-    return Step(TILES, record, chunks, ns, scratch)
+    if gemm.pairs and not HAS_BF16:
+        ns *= _WITHOUT_BF16
+    return Step(PAIR_TILES if gemm.pairs else TILES, record, chunks, ns, scratch)
 
 
-def _pack_of(matrix: Matrix) -> int:
+def _block(gemm: Gemm) -> int:
+    """Steps along k that a block of B is: one where it is not quantised."""
+    return gemm.b.block // 2 if gemm.pairs and gemm.b.block > 1 else gemm.b.block
+
+
+def _packs(gemm: Gemm) -> dict[str, Kernel]:
+    return PACK_PAIRS if gemm.pairs else PACK
+
+
+def _pack_of_b(gemm: Gemm) -> int:
     """Address of the function that packs B."""
-    return (PACK_BLOCKS if matrix.block > 1 else PACK)[matrix.dtype].address
+    if gemm.b.block > 1:
+        return (PACK_BLOCK_PAIRS if gemm.pairs else PACK_BLOCKS)[gemm.b.dtype].address
+    return _packs(gemm)[gemm.b.dtype].address
 
 
 def _pack(gemm: Gemm, plan: Plan, workspace: int) -> Step:
@@ -142,14 +161,14 @@ def _pack(gemm: Gemm, plan: Plan, workspace: int) -> Step:
     record = PackRecord(
         gemm.b.address,
         *gemm.b.strides,
-        gemm.b.block,
+        _block(gemm),
         workspace,
         gemm.packed_bytes,
         n1,
         gemm.cols,
         gemm.inner,
         plan.k_block,
-        _pack_of(gemm.b),
+        _pack_of_b(gemm),
     )
     chunks = n0 * n1 * n_panels(gemm.vectors) * -(-gemm.inner // plan.k_block)
     ns = 20.0 + n0 * n1 * gemm.packed_bytes / 16

@@ -5,12 +5,12 @@ Records are int64 words in the order of the `namedtuple`s here. Strides are in b
 chunk adds over k depends on shapes only, so neither threads nor the split into chunks matter.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numba.extending import register_jitable
 
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_micro import TILE_ROWS, multiply_tile
+from yupana.graphlib.kernels.gemm_micro import TILE_ROWS, multiply_pair_tile, multiply_tile
 from yupana.graphlib.kernels.gemm_pack import call_pack
 from yupana.graphlib.kernels.pointers import i64_array
 from yupana.graphlib.kernels.vector import LANES
@@ -18,6 +18,9 @@ from yupana.graphlib.kernels.vector import LANES
 # How `tiles` finds the panels of B
 IN_PLACE, PACKED, TO_PACK = 0, 1, 2
 _GROUP = LANES * 4  # bytes of one packed group at one k
+# What a Kernel binds.
+tiles_of_block: Any = None
+tile: Any = None
 
 
 class TilesRecord(NamedTuple):
@@ -124,7 +127,7 @@ def tiles(record, begin, end, scratch):
         k0 = 0
         while True:  # once also where there is nothing to sum
             count = min(r[_T.k_block], r[_T.inner] - k0)
-            _tiles_of_block(r, b0, b1, i0, i1, p0, p1, k0, count, vectors, scratch)
+            tiles_of_block(r, b0, b1, i0, i1, p0, p1, k0, count, vectors, scratch)
             k0 += r[_T.k_block]
             if k0 >= r[_T.inner]:
                 break
@@ -146,7 +149,6 @@ def _part(count, whole):
     return count if whole == 1 else count // whole
 
 
-@register_jitable
 def _tiles_of_block(r, b0, b1, i0, i1, p0, p1, k0, count, vectors, scratch):
     """Add the part of the sum over k in [k0, k0 + count) for rows [i0, i1), panels [p0, p1)."""
     g0, g1 = _part(b0, r[_T.group0]), _part(b1, r[_T.group1])
@@ -190,7 +192,7 @@ def _tiles_of_block(r, b0, b1, i0, i1, p0, p1, k0, count, vectors, scratch):
             to = c + i * c_row + v0 * _GROUP
             plus = d + i * d_row + v0 * _GROUP if d != 0 else 0
             left = i1 - i0 - i
-            multiply_tile(place, a_row, a_k, start, b_k, to, c_row, plus, d_row, count, lanes, left)
+            tile(place, a_row, a_k, start, b_k, to, c_row, plus, d_row, count, lanes, left)
 
 
 def pack_panels(record, begin, end, scratch):
@@ -211,5 +213,6 @@ def pack_panels(record, begin, end, scratch):
         _pack_panel(r[_P.pack_b], b, b_col, b_k, block, count, cols, panel, vectors)
 
 
-TILES = Kernel(tiles)
+TILES = Kernel(tiles, tiles_of_block=_tiles_of_block, tile=multiply_tile)
+PAIR_TILES = Kernel(tiles, "pairs", tiles_of_block=_tiles_of_block, tile=multiply_pair_tile)
 PACK_PANELS = Kernel(pack_panels)

@@ -5,10 +5,13 @@ of C, and every step of the loop over k loads one row of a panel of B, broadcast
 each row of A, and does one fused multiply-add per register of C.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 
+from yupana.graphlib.kernels.pairs import multiply_pairs
 from yupana.graphlib.kernels.vector import (
     F32,
     HAS_AVX512,
@@ -29,6 +32,8 @@ from yupana.graphlib.kernels.vector import (
     zeros,
 )
 
+Product = Callable[[Any, Any, Any, Any], Any]  # (builder, x, y, total): total + x * y
+
 # Three vectors by eight rows: 24 sums, 3 of B, 1 of A, of 32 registers. The eight row pointers of
 # A fit the general registers, which is why A needs no packing; 2 by 12 would need it.
 TILE_VECTORS = 3
@@ -41,8 +46,16 @@ class _Tile:
     """Emits the parts of `multiply_tile` for one size of tile."""
 
     def __init__(
-        self, b: Any, vectors: int, rows: int, edge: bool, lanes: Any, rows_left: Any
+        self,
+        b: Any,
+        product: Product,
+        vectors: int,
+        rows: int,
+        edge: bool,
+        lanes: Any,
+        rows_left: Any,
     ) -> None:
+        self.product = product
         self.b, self.vectors, self.rows, self.edge = b, vectors, rows, edge
         self.kind, self.width = vector(), 4 * LANES
         self.masks = [mask_below(b, b.sub(lanes, const(LANES * v))) for v in range(vectors)]
@@ -82,7 +95,7 @@ class _Tile:
         for row, address in zip(sums, a_rows, strict=True):
             scalar = splat(b, load(b, F32, b.add(address, a_offset), 4))
             for s, column in zip(row, columns, strict=True):
-                s.add_incoming(multiply_add(b, column, scalar, s), body)
+                s.add_incoming(self.product(b, column, scalar, s), body)
         left.add_incoming(b.sub(left, const(1)), body)
         a_offset.add_incoming(b.add(a_offset, a_k), body)
         b_place.add_incoming(b.add(b_place, panel_k), body)
@@ -127,7 +140,7 @@ class _Tile:
         b.position_at_end(end)
 
 
-def _choose_tile(b: Any, args: list[Any]) -> None:
+def _choose_tile(product: Product, b: Any, args: list[Any]) -> None:
     """Call the smallest tile that covers the columns and rows asked for."""
     lanes, rows_left = args[-2:]
 
@@ -152,20 +165,21 @@ def _choose_tile(b: Any, args: list[Any]) -> None:
             tall = b.icmp_signed(">", rows_left, const(fewer))
             fits = b.and_(wide, tall)
             if not HAS_AVX512:  # masks cost registers and time elsewhere
-                options.append((b.and_(full, tall), _function(b.module, vectors, rows, False)))
-            options.append((fits, _function(b.module, vectors, rows, True)))
+                whole = _function(product, b.module, vectors, rows, False)
+                options.append((b.and_(full, tall), whole))
+            options.append((fits, _function(product, b.module, vectors, rows, True)))
     options[-1] = (None, options[-1][1])
     choose(options)
 
 
-def _function(module: Any, vectors: int, rows: int, edge: bool) -> ir.Function:
+def _function(product: Product, module: Any, vectors: int, rows: int, edge: bool) -> ir.Function:
     name = f"gemm_tile_{vectors}x{rows}{'_edge' if edge else ''}"
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 12), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     b = ir.IRBuilder(function.append_basic_block("entry"))
     a, a_row, a_k, panel, panel_k, c, c_row, d, d_row, count, lanes, rows_left = function.args
-    tile = _Tile(b, vectors, rows, edge, lanes, rows_left)
+    tile = _Tile(b, product, vectors, rows, edge, lanes, rows_left)
     sums = tile.multiply(a, a_row, a_k, panel, panel_k, count)
     tile.write(tile.add(sums, d, d_row), c, c_row)
     b.ret_void()
@@ -175,4 +189,8 @@ def _function(module: Any, vectors: int, rows: int, edge: bool) -> ir.Function:
 # multiply_tile(a, a_row, a_k, panel, panel_k, c, c_row, d, d_row, count, lanes, rows):
 # C[i, j] = sum over k < count of A[i, k] * panel[k, j] (+ D[i, j] unless d is 0) for
 # i < min(rows, TILE_ROWS) and j < min(lanes, TILE_VECTORS * LANES); strides in bytes.
-multiply_tile = void_intrinsic("gemm_tile", 12, _choose_tile, inline=True)
+multiply_tile = void_intrinsic("gemm_tile", 12, partial(_choose_tile, multiply_add), inline=True)
+# The same with pairs of bfloat16 for float32 along k.
+multiply_pair_tile = void_intrinsic(
+    "gemm_pair_tile", 12, partial(_choose_tile, multiply_pairs), inline=True
+)

@@ -64,6 +64,7 @@ class Gemm:
     b: Matrix
     c: Matrix
     d: Matrix | None = None
+    pairs: bool = False  # round A and B to bf16 and go along k in pairs, where that is worth it
 
     @property
     def batches(self) -> int:
@@ -152,7 +153,7 @@ def plan_tiles(gemm: Gemm) -> Plan:
         b_mode = TO_PACK
     else:
         b_mode = PACKED
-    a_pack = far or gemm.a.dtype != "f32"
+    a_pack = far or gemm.a.dtype != "f32" or gemm.pairs
     unit = LANES if a_pack else TILE_ROWS
     rows_block, panels_block = round_up(gemm.rows, unit), panels
     if b_mode == TO_PACK or flat:
@@ -216,4 +217,4 @@ def _stays_in_place(gemm: Gemm) -> bool:
     small = gemm.inner * abs(gemm.b.strides[3]) <= _IN_PLACE_BYTES
     # Without masked loads, the last vector of a row would reach beyond it
     whole = HAS_MASKS or gemm.cols % LANES == 0
-    return near and whole and (small or gemm.rows <= _IN_PLACE_ROWS)
+    return not gemm.pairs and near and whole and (small or gemm.rows <= _IN_PLACE_ROWS)

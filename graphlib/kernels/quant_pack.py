@@ -12,6 +12,7 @@ from numba import int64, void
 
 from yupana.graphlib.kernels.compiler import Kernel
 from yupana.graphlib.kernels.gemm_pack import pack_lines
+from yupana.graphlib.kernels.gemm_pairs import pack_line_pairs
 from yupana.graphlib.kernels.gemm_plan import K_BLOCK
 from yupana.graphlib.kernels.quant_lines import LINE, lines_of, numbers
 from yupana.graphlib.kernels.vector import (
@@ -25,26 +26,30 @@ from yupana.graphlib.kernels.vector import (
 from yupana.graphlib.quants import FORMATS
 
 
-def _pack(name: str, b: Any, args: list[Any]) -> None:
-    """Pack one group; see gemm_pack.call_pack. `count` is at most K_BLOCK, whole blocks."""
+def _pack(name: str, each: int, b: Any, args: list[Any]) -> None:
+    """Pack one group; see gemm_pack.call_pack. `count` is at most K_BLOCK, whole blocks.
+
+    `each`: 1, or 2 where k is counted in pairs, which become bfloat16.
+    """
     source, line, stride, out, out_k, count, lines = args
-    block = FORMATS[name].block
+    block, row_bytes = FORMATS[name].block, const(4 * each * K_BLOCK)
     with b.goto_entry_block():
-        place = b.alloca(ir.ArrayType(F32, LANES * K_BLOCK))
+        place = b.alloca(ir.ArrayType(F32, each * LANES * K_BLOCK))
     near = b.ptrtoint(place, ir.IntType(64))
 
     def expand(i: Any) -> None:
-        row, to = b.add(source, b.mul(i, line)), b.add(near, b.mul(i, const(4 * K_BLOCK)))
+        row, to = b.add(source, b.mul(i, line)), b.add(near, b.mul(i, row_bytes))
 
         def one(k: Any) -> None:
             start = b.add(to, b.mul(k, const(4 * block)))
             for m, part in enumerate(lines_of(b, name, b.add(row, b.mul(k, stride)))):
                 store(b, numbers(b, part), b.add(start, const(4 * LINE * m)))
 
-        loop(b, const(0), b.sdiv(count, const(block)), 1, one)
+        loop(b, const(0), b.sdiv(b.mul(count, const(each)), const(block)), 1, one)
 
     loop(b, const(0), lines, 1, expand)
-    pack_lines(b, "f32", near, const(4 * K_BLOCK), out, out_k, count, lines)
+    pack_near = pack_lines if each == 1 else pack_line_pairs
+    pack_near(b, "f32", near, row_bytes, out, out_k, count, lines)
 
 
 pack: Any = None  # what a Kernel binds
@@ -55,12 +60,11 @@ def pack_blocks(source, line, k_stride, out, out_k, count, lines):
     pack(source, line, k_stride, out, out_k, count, lines)
 
 
-PACK_BLOCKS = {
-    name: Kernel(
-        pack_blocks,
-        name,
-        signature=void(*[int64] * 7),
-        pack=void_intrinsic(f"quant_pack_{name}", 7, partial(_pack, name)),
-    )
-    for name in FORMATS
-}
+def _kernel(name: str, each: int) -> Kernel:
+    which = f"quant_pack{each}_{name}"
+    pack = void_intrinsic(which, 7, partial(_pack, name, each))
+    return Kernel(pack_blocks, which, signature=void(*[int64] * 7), pack=pack)
+
+
+PACK_BLOCKS = {name: _kernel(name, 1) for name in FORMATS}
+PACK_BLOCK_PAIRS = {name: _kernel(name, 2) for name in FORMATS}

@@ -13,7 +13,7 @@ from yupana.graphlib.kernels.elementwise import Map
 from yupana.graphlib.kernels.loss import cross_entropy
 from yupana.graphlib.kernels.reduce import finish_sum
 from yupana.graphlib.kernels.step import Step
-from yupana.graphlib.op import REGISTRY, Operand, Site
+from yupana.graphlib.op import REGISTRY, Matmul, Operand, Site
 from yupana.graphlib.ops._rules import view, wide_dtype
 
 AT: Mapping[str, int] = {"x": 0, "w": 1, "x2": 3, "w2": 4}  # place among the sources
@@ -39,6 +39,7 @@ class _Part:
     dsts: tuple[Operand, ...]
     srcs: tuple[Operand, ...]
     memory: _Memory
+    matmul: Matmul
     params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,6 +55,7 @@ class _Memory:
     """Workspace that pieces use one after the other."""
 
     base: int
+    matmul: Matmul  # of the site
     used: int = 0
     most: int = 0
 
@@ -83,7 +85,7 @@ def _turned(x: Operand) -> Operand:
 def _product(name: str, dst: Operand, memory: _Memory, *srcs: Operand) -> list[Step]:
     lower = REGISTRY[name].lower
     assert lower is not None
-    return lower(_Part((dst,), srcs, memory))
+    return lower(_Part((dst,), srcs, memory, memory.matmul))
 
 
 def linear_loss_steps(
@@ -102,7 +104,7 @@ def linear_loss_steps(
     """
     targets = srcs[2]
     n = targets.shape[0]
-    memory = _Memory(site.workspace(0))
+    memory = _Memory(site.workspace(0), site.matmul)
     starts = range(0, max(n, 1), chunk)
     losses, parts = (_doubles(memory.take(8 * len(starts)), len(starts)) for _ in range(2))
     steps, weights = _weights(targets, starts, memory)

@@ -54,6 +54,7 @@ def _group(large: tuple[int, ...], small: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _steps(site: Site, gemm: Gemm) -> list[Step]:
+    gemm = replace(gemm, pairs=site.matmul == "bf16")
     return lower(gemm, site.workspace(workspace_bytes(gemm)))
 
 
@@ -261,6 +262,7 @@ def _lower_out_prod(site: Site) -> list[Step]:
         d=None,
     )
     if a.dtype.is_quantized:
+        gemm = replace(gemm, pairs=site.matmul == "bf16")
         return quant_slices.lower(gemm, view(a), True, site.workspace)
     return _steps(site, gemm)
 
