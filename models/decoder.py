@@ -20,6 +20,8 @@ from yupana.models.attend import Attend, attend_before, attend_within
 from yupana.models.lora import Adapter, AttachedAdapter, Beside
 from yupana.models.loss import vocabulary_loss
 
+_FEW = 16  # rows up to which products want float32, whatever they were rounded to
+
 
 class Sizes(Protocol):
     """What a cache needs to know of a model; the configurations of all models have it."""
@@ -267,7 +269,8 @@ class Decoder(ABC):
             return x
         rounded = self._rounded.get((id(x), kind))
         if rounded is None:
-            rounded = cast(x, kind) if meets.is_quantized else rounded_to(x, kind)
+            is_kept = meets.is_quantized or (kind == "bf16" and x.size > _FEW * x.shape[-1])
+            rounded = cast(x, kind) if is_kept else rounded_to(x, kind)
             self._rounded[id(x), kind] = rounded
         return rounded
 

@@ -16,6 +16,7 @@ from yupana.graphlib.kernels import (
 )
 from yupana.graphlib.kernels.blocks import contiguous_strides, padded
 from yupana.graphlib.kernels.gemm import Gemm, Matrix, is_fast, lower, workspace_bytes
+from yupana.graphlib.kernels.pairs import HAS_BF16
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.op import Array, Call, Cost, Draw, ErrorSample, Operand, Result, Site, call, op
 from yupana.graphlib.ops._rules import (
@@ -54,7 +55,8 @@ def _group(large: tuple[int, ...], small: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _steps(site: Site, gemm: Gemm) -> list[Step]:
-    gemm = replace(gemm, pairs=site.matmul == "bf16")
+    is_exact = HAS_BF16 and gemm.a.dtype == gemm.b.dtype == "bf16"  # and fast
+    gemm = replace(gemm, pairs=is_exact or site.matmul == "bf16")
     return lower(gemm, site.workspace(workspace_bytes(gemm)))
 
 
