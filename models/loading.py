@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from typing import TypeAlias
@@ -91,5 +92,16 @@ def _check(file: GgufFile, needed: Shapes, optional: Shapes) -> None:
             f"{place_of(file.metadata, _TOKENS)}: got {file.metadata.length(_TOKENS)} tokens, want "
             f"{n_vocab}, one for each row of token_embd.weight."
         )
-    for name in file.tensors.keys() & optional.keys():
-        check_shape(file.tensors[name], optional[name])
+    unused = []
+    for name, info in file.tensors.items():
+        if name in optional:
+            check_shape(info, optional[name])
+        elif name not in needed:
+            unused.append(name)
+    if unused and "training.type" not in file.metadata:  # of checkpoints the optimiser has some
+        more = f" and {len(unused) - 4} more" if len(unused) > 4 else ""
+        warnings.warn(
+            f"{file.path}: tensors are left out that the model has no place for: got "
+            f"{', '.join(unused[:4])}{more}. Other programs may compute something else with them.",
+            stacklevel=4,
+        )

@@ -215,6 +215,17 @@ def test_entries_that_llama_cpp_leaves_unread_change_nothing(tmp_path):
     assert load_llama(tmp_path / "more.gguf")[0].config == load_llama(tmp_path / "m.gguf")[0].config
 
 
+def test_tensors_that_are_not_used_are_told_of(tmp_path):
+    arrays = Llama(CONFIG).init(seed=1).arrays()
+    arrays |= {f"rope_factors_{name}.weight": np.ones(2, np.float32) for name in ("long", "short")}
+    write_gguf(tmp_path / "m.gguf", llama_metadata(CONFIG), arrays)
+    with pytest.warns(UserWarning, match=r"no place for: got rope_factors_long\.weight, rope_fac"):
+        load_model(tmp_path / "m.gguf")
+    entries = llama_metadata(CONFIG) | {"training.type": "train_model"}
+    write_gguf(tmp_path / "m.gguf", entries, arrays)
+    load_model(tmp_path / "m.gguf")
+
+
 def test_small_tensors_that_are_copied_are_checked_and_counted_too(tmp_path):
     path, model = tmp_path / "m.gguf", Llama(CONFIG).init(seed=1)
     tensors = {name: array.astype(np.float16) for name, array in model.arrays().items()}
