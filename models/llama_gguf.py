@@ -149,6 +149,11 @@ def read_config(file: Described) -> LlamaConfig:
         raise FileFormatError(f"{file.path}: architecture: got {architecture!r}, want 'llama'.")
     if experts := expect(m, "llama.expert_count", int, 0):
         raise FileFormatError(f"{place_of(m, 'llama.expert_count')}: got {experts}, want none.")
+    if not expect(m, "llama.attention.causal", bool, True):
+        raise FileFormatError(
+            f"{place_of(m, 'llama.attention.causal')}: got False, want True. Models whose tokens "
+            "see later ones make embeddings, no text."
+        )
     n_head = _same(m, "llama.attention.head_count")
     n_layer = expect_size(m, "llama.block_count")
     if n_layer > len(file.tensors):  # a number that lies must not build a model of that size

@@ -176,6 +176,7 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
         ({"llama.attention.head_count_kv": [2, 1]}, {}, r"got \[1, 2\], want the same for all"),
         ({"llama.attention.head_count": ["two"]}, {}, "got an array with 'two', want whole num"),
         ({"llama.expert_count": 8}, {}, r"expert_count' at byte \d+: got 8, want no"),
+        ({"llama.attention.causal": False}, {}, r"causal' at byte \d+: got False, want True"),
         ({"llama.rope.scaling.factor": 0.0}, {}, "'linear' by 0"),
         ({"llama.rope.dimension_count": 6}, {}, "n_rot: got 6"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"],
