@@ -1,7 +1,7 @@
-"""Adapters of programs that work on Hugging Face's Llama: names of weights and the order of rows.
+"""Adapters of programs that work on Hugging Face's models: names of weights and the order of rows.
 
 Heads of Llama in transformers rotate element i with element i + K/2 where ggml rotates 2i with
-2i + 1: rows of B of queries and keys change their order.
+2i + 1: rows of B of queries and keys change their order. Those of Qwen do not.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from yupana.models.convert_hub import LAYER_NAMES
 from yupana.models.decoder import Sizes
 from yupana.models.formats.safetensors_file import read_safetensors
 from yupana.models.formats.stored import StoredTensor
+from yupana.models.llama import FAMILIES
 from yupana.models.lora import EMBEDDING, Adapter, Floats
 from yupana.models.tensor_values import parts_of
 
@@ -51,6 +52,7 @@ def read_parts(path: Path, names: re.Pattern[str], skipped: str) -> dict[str, di
 def adapter_of(
     name: str,
     path: Path,
+    architecture: str,
     pairs: Mapping[str, tuple[Floats, Floats]],
     scales: Mapping[str, float],
     magnitudes: Mapping[str, Floats],
@@ -65,7 +67,7 @@ def adapter_of(
     if alpha is None:
         pairs = {w: (a, b * np.float32(scales[w])) for w, (a, b) in pairs.items()}
     try:
-        return Adapter(name, pairs, alpha, magnitudes=magnitudes)
+        return Adapter(name, pairs, alpha, architecture, magnitudes)
     except SettingError as e:
         raise FileFormatError(f"{path}: {e}") from None
 
@@ -143,7 +145,9 @@ def in_neighbours(rows: Floats, weight: str, sizes: Sizes) -> Floats:
 
 
 def _heads(weight: str, sizes: Sizes) -> int:
-    """Heads whose rows are rotated; 0: none."""
+    """Heads whose rows are in another order there; 0: none."""
+    if FAMILIES[sizes.architecture].rope_mode != "normal":
+        return 0
     return {"attn_q": sizes.n_head, "attn_k": sizes.n_head_kv}.get(weight.split(".")[-2], 0)
 
 

@@ -57,7 +57,7 @@ def load_mlx(path: str | PathLike[str], sizes: Sizes) -> Adapter:
                     f"{file}: {module}: got row lengths (DoRA) of an embedding, want pairs only."
                 )
             magnitudes[weight] = in_neighbours(parts[_LENGTHS], weight, sizes)
-    return adapter_of(str(path), file, pairs, scales, magnitudes)
+    return adapter_of(str(path), file, sizes.architecture, pairs, scales, magnitudes)
 
 
 def _scale(path: Path, config: dict[str, Any]) -> float:

@@ -30,6 +30,7 @@ from yupana.models.adapter_hub import (
 from yupana.models.decoder import Sizes
 from yupana.models.formats.gguf_writer import atomic_write, temporary_path
 from yupana.models.formats.hub_folder import read_json
+from yupana.models.llama import FAMILIES
 from yupana.models.lora import EMBEDDING, Adapter
 
 TENSORS = "adapter_model.safetensors"
@@ -67,8 +68,11 @@ def save_peft(path: str | PathLike[str], adapter: Adapter, sizes: Sizes, base: s
     >>> load_peft(folder, sizes).rank_of("blk.0.attn_q.weight")
     2
     """
-    if adapter.architecture != "llama":
-        raise SettingError(f"save_peft: got an adapter for {adapter.architecture!r}, want 'llama'.")
+    if adapter.architecture not in FAMILIES:
+        raise SettingError(
+            f"save_peft: got an adapter for {adapter.architecture!r}, want one for "
+            f"{' or '.join(map(repr, FAMILIES))}."
+        )
     if adapter.magnitudes and EMBEDDING in adapter.pairs:
         raise SettingError(
             f"save_peft: got lengths of rows (DoRA) and a pair beside {EMBEDDING}, want no such "
@@ -164,7 +168,7 @@ def load_peft(path: str | PathLike[str], sizes: Sizes) -> Adapter:
                     "of rows. Merge the adapter with PEFT, and convert the model."
                 )
             magnitudes[weight] = in_neighbours(parts[_LENGTHS], weight, sizes)
-    return adapter_of(str(path), file, pairs, scales, magnitudes)
+    return adapter_of(str(path), file, sizes.architecture, pairs, scales, magnitudes)
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:

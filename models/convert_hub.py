@@ -1,4 +1,4 @@
-"""Llama models as Hugging Face's hub has them, as GGUF."""
+"""Models of the families of Llama as Hugging Face's hub has them, as GGUF."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +24,8 @@ LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
@@ -38,8 +40,8 @@ def convert_hub(folder: HubFolder) -> Conversion:
     """The model in GGUF's names, rows of queries and keys in ggml's rotary order.
 
     Raises:
-        FileFormatError: another architecture, a feature that llama.cpp's "llama" does not have,
-            or tensors that are missing, unknown or of shapes that the sizes do not give.
+        FileFormatError: another architecture, a feature that llama.cpp's does not have, or tensors
+            that are missing, unknown or of shapes that the sizes do not give.
     """
     config = HubConfig(folder.path / "config.json", folder.config)
     sizes = config.sizes
@@ -73,8 +75,8 @@ def _new_name(path: Path, old: str) -> str:
     is_layer = old.startswith("model.layers.") and number.isdecimal()
     if not is_layer or kind not in LAYER_NAMES or part not in ("weight", "bias"):
         raise FileFormatError(
-            f"{path}: unknown tensor: got {shown(old)}, want those of a Llama. Adapters and "
-            "quantised weights must be merged or unpacked first."
+            f"{path}: unknown tensor: got {shown(old)}, want those of a Llama or Qwen. Adapters "
+            "and quantised weights must be merged or unpacked first."
         )
     return f"blk.{int(number)}.{LAYER_NAMES[kind]}.{part}"
 
@@ -94,10 +96,10 @@ def _sorted(sizes: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> list[str
 def _in_order(tensor: StoredTensor, sizes: LlamaConfig) -> StoredTensor:
     """Rows of queries and keys as ggml wants them.
 
-    The hub's models rotate element i of a head with element i + K/2, ggml 2i with 2i + 1.
+    The hub's models rotate element i of a head with element i + K/2, ggml Llama's 2i with 2i + 1.
     """
     heads = {"attn_q": sizes.n_head, "attn_k": sizes.n_head_kv}.get(tensor.name.split(".")[-2])
-    if heads is None:
+    if heads is None or sizes.family.rope_mode != "normal":
         return tensor
 
     def interleaved(rows: Array) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from yupana.graphlib.context import Context
@@ -24,8 +24,10 @@ _FEW = 16  # rows up to which products want float32, whatever they were rounded 
 
 
 class Sizes(Protocol):
-    """What a cache needs to know of a model; the configurations of all models have it."""
+    """What caches and adapters need to know of a model; all configurations have it."""
 
+    @property
+    def architecture(self) -> str: ...
     @property
     def n_vocab(self) -> int: ...
     @property
@@ -56,7 +58,7 @@ class Decoder(ABC):
             and what meets a cache likewise. Without, products are exact.
     """
 
-    architecture: ClassVar[str]  # as in `general.architecture`
+    architecture: str  # as in `general.architecture`
 
     def __init__(self, sizes: Sizes, context: Context | None, rounds: bool) -> None:
         self.sizes = sizes

@@ -1,4 +1,4 @@
-"""`config.json` of a Llama on Hugging Face's hub as the sizes of our model."""
+"""`config.json` of a Llama or Qwen on Hugging Face's hub as the sizes of our model."""
 
 import math
 from collections.abc import Mapping
@@ -13,11 +13,17 @@ from yupana.models.formats.gguf_cursor import shown
 from yupana.models.llama import LlamaConfig
 
 _USUAL_TURNS = (32.0, 1.0)  # of YaRN: those that llama.cpp knows
-_ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
+_ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "LLaMAForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
 
 
 class HubConfig:
-    """A Llama's `config.json`, checked.
+    """A model's `config.json`, checked.
 
     Args:
         path: of the file, for errors.
@@ -25,7 +31,7 @@ class HubConfig:
 
     Raises:
         FileFormatError: another architecture, an entry missing or out of range, or a feature that
-            llama.cpp's architecture "llama" does not have.
+            llama.cpp's architecture of that name does not have.
 
     Attributes:
         sizes: of the model.
@@ -39,7 +45,7 @@ class HubConfig:
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self._path, self._values = path, values
-        self._check_kind()
+        architecture = self._check_kind()
         heads = self._count("num_attention_heads")
         rope = self._rope()
         theta = self._number(values, "rope_theta", 10000.0)
@@ -60,21 +66,27 @@ class HubConfig:
                 rms_eps=self._number(values, "rms_norm_eps", 1e-6),
                 rope_base=base,
                 tied=values.get("tie_word_embeddings") is True,
+                architecture=architecture,
                 **self._scaling(rope, n_ctx),
             )
         except SettingError as e:
             raise FileFormatError(f"{path}: the sizes do not fit: {e}") from None
 
-    def _check_kind(self) -> None:
+    def _check_kind(self) -> str:
+        """The architecture's name in GGUF."""
         values = self._values
         named = values.get("architectures")
         names = named if isinstance(named, list) else [named]
-        if not any(name in _ARCHITECTURES for name in names):
+        known = [kind for name, kind in _ARCHITECTURES.items() if name in names]
+        if not known:
             raise self._wrong("architectures", named, f"one of {', '.join(_ARCHITECTURES)}")
         if values.get("quantization_config"):
             raise self._wrong("quantization_config", "one", "an unquantised model")
         if values.get("hidden_act", "silu") != "silu":
             raise self._wrong("hidden_act", values["hidden_act"], "'silu'")
+        if known[0] != "llama" and values.get("use_sliding_window") is True:
+            raise self._wrong("use_sliding_window", True, "attention to all tokens")
+        return known[0]
 
     def _rope(self) -> dict[str, Any]:
         """What is said of rotary positions: `rope_parameters`, formerly `rope_scaling`."""
@@ -174,8 +186,8 @@ class HubConfig:
 
     def _wrong(self, key: str, got: object, want: str) -> FileFormatError:
         return FileFormatError(
-            f"{self._path}: {shown(key)}: got {shown(got)}, want {want}. llama.cpp's architecture "
-            "'llama' has no other."
+            f"{self._path}: {shown(key)}: got {shown(got)}, want {want}. llama.cpp has no other "
+            "for such models."
         )
 
 

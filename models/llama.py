@@ -1,9 +1,9 @@
-"""LLaMA: RMS norm, rotary positions, grouped-query attention, gated feed-forward.
+"""LLaMA: RMS norm, rotary positions, grouped-query attention, gated feed-forward; Qwen 2 and 3.
 
 Weights carry the names of GGUF and the shapes of ggml read in NumPy's order: a matrix is
-(outputs, inputs). Rotary pairs are neighbours (2i, 2i + 1), ggml's "normal" mode, which is
-llama.cpp's for this architecture: files need no permutation. (Hugging Face pairs i with i + K/2,
-and its converter reorders the rows of attn_q and attn_k.)
+(outputs, inputs). Which elements of a head are rotated together is llama.cpp's choice for each
+architecture, so that files need no permutation. (On Hugging Face it is i and i + K/2 for all, and
+converters of LLaMA reorder the rows of attn_q and attn_k.)
 """
 
 from __future__ import annotations
@@ -24,6 +24,20 @@ from yupana.graphlib.tensor import Tensor
 from yupana.models.attend import Attend, attend_before
 from yupana.models.decoder import Decoder, picked
 
+
+@dataclass(frozen=True)
+class Family:
+    """What an architecture does in a way of its own."""
+
+    rope_mode: str  # which elements are a pair; see `rope`
+    has_head_norms: bool  # queries and keys are normed, head by head, before they are rotated
+
+
+FAMILIES = {
+    "llama": Family("normal", False),
+    "qwen2": Family("neox", False),  # has biases beside queries, keys and values
+    "qwen3": Family("neox", True),
+}
 _POSITIVE = ("rms_eps", "rope_base", "rope_scale", "rope_magnitude")
 
 
@@ -73,8 +87,12 @@ class LlamaConfig:
     n_ctx_orig: int = 0
     # Multiplies rotated queries and keys.
     rope_magnitude: float = 1.0
+    # One of `FAMILIES`, as files have it.
+    architecture: str = "llama"
 
     def __post_init__(self) -> None:
+        names = ", ".join(map(repr, FAMILIES))
+        self._require("architecture", self.architecture in FAMILIES, f"one of {names}")
         for name in ("n_vocab", "n_ctx", "n_embd", "n_layer", "n_head", "n_mult"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         divides = self.head_width > 0 or self.n_embd % self.n_head == 0
@@ -94,6 +112,11 @@ class LlamaConfig:
         for name in (*_POSITIVE, "head_width", "value_width", "n_ctx_orig"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a positive number")
         self._require("yarn", self.yarn in (False, True), "True or False")
+
+    @property
+    def family(self) -> Family:
+        """What its architecture does in a way of its own."""
+        return FAMILIES[self.architecture]
 
     def _require(self, name: str, is_right: bool, rule: str) -> None:
         if not is_right:
@@ -120,6 +143,7 @@ def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "attn_q": (H * K, D),
         "attn_k": (G * K, D),
         "attn_v": (G * c.value_width, D),
+        **({"attn_q_norm": (K,), "attn_k_norm": (K,)} if c.family.has_head_norms else {}),
         "attn_output": (D, H * c.value_width),
         "ffn_norm": (D,),
         "ffn_gate": (F, D),
@@ -170,8 +194,6 @@ class Llama(Decoder):
     (1, 3, 11)
     """
 
-    architecture = "llama"
-
     def __init__(
         self,
         config: LlamaConfig,
@@ -180,7 +202,7 @@ class Llama(Decoder):
         rounds: bool = False,
     ) -> None:
         super().__init__(config, context, rounds)
-        self.config = config
+        self.config, self.architecture = config, config.architecture
         if weights is None:
             self._add_weights()
         else:
@@ -264,6 +286,8 @@ class Llama(Decoder):
         q = self.linear(f"blk.{i}.attn_q", x).reshape(B, T, H, K)
         k = self.linear(f"blk.{i}.attn_k", x).reshape(B, T, G, K)
         v = self.linear(f"blk.{i}.attn_v", x).reshape(B, T, G, -1)
+        if c.family.has_head_norms:
+            q, k = self._norm(f"blk.{i}.attn_q_norm", q), self._norm(f"blk.{i}.attn_k_norm", k)
         mix = attend or attend_before()
         return mix(i, self._rope(q, positions), self._rope(k, positions), v)
 
@@ -283,6 +307,7 @@ class Llama(Decoder):
             x,
             positions,
             c.n_rot,
+            c.family.rope_mode,
             base=c.rope_base,
             freq_scale=c.rope_scale,
             freq_factors=self._weights.get("rope_freqs.weight"),

@@ -1,4 +1,4 @@
-"""LLaMA models as GGUF files, with the keys of llama.cpp."""
+"""Models of the families of LLaMA as GGUF files, with the keys of llama.cpp."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -20,7 +20,7 @@ from yupana.models.formats import (
     write_gguf,
 )
 from yupana.models.formats.gguf_cursor import shown
-from yupana.models.llama import Llama, LlamaConfig
+from yupana.models.llama import FAMILIES, Llama, LlamaConfig, optional_shapes, weight_shapes
 from yupana.models.vocabulary import Vocabulary
 from yupana.models.vocabulary_gguf import read_vocabulary, vocabulary_metadata
 
@@ -87,35 +87,36 @@ def load_llama(
                 f"{path}: vocabulary and embedding differ: got {len(vocabulary)} tokens, want "
                 f"{config.n_vocab}, one per row of token_embd.weight."
             )
-        wanted = Llama(config, Context(no_alloc=True)).weights
-        infos = {name: file.tensors[name] for name in wanted}
-        for name, weight in wanted.items():  # before the memory is taken
-            _check_tensor(path, infos[name], weight.shape)
-        model = Llama(config, context)
-        for name, weight in model.weights.items():
-            weight.set(_values(infos[name]))
-    return model, vocabulary
+        shapes = weight_shapes(config)
+        shapes |= {n: s for n, s in optional_shapes(config).items() if n in file.tensors}
+        for name, shape in shapes.items():  # before the memory is taken
+            _check_tensor(path, file.tensors[name], shape)
+        context, weights = context or Context(), {}
+        for name, shape in shapes.items():
+            new = context.leaf if name == "rope_freqs.weight" else context.param
+            weights[name] = new(shape, name=name).set(_values(file.tensors[name]))
+    return Llama(config, context, weights), vocabulary
 
 
 def llama_metadata(config: LlamaConfig) -> dict[str, Any]:
     """The architecture's entries, as llama.cpp reads them."""
-    c = config
+    c, a = config, config.architecture
     entries = {
-        "general.architecture": "llama",
-        "llama.vocab_size": c.n_vocab,
-        "llama.context_length": c.n_ctx,
-        "llama.embedding_length": c.n_embd,
-        "llama.block_count": c.n_layer,
-        "llama.feed_forward_length": c.n_ff,
-        "llama.attention.head_count": c.n_head,
-        "llama.attention.head_count_kv": c.n_head_kv,
-        "llama.attention.layer_norm_rms_epsilon": c.rms_eps,
-        "llama.rope.dimension_count": c.n_rot,
-        "llama.rope.freq_base": c.rope_base,
+        "general.architecture": a,
+        f"{a}.vocab_size": c.n_vocab,
+        f"{a}.context_length": c.n_ctx,
+        f"{a}.embedding_length": c.n_embd,
+        f"{a}.block_count": c.n_layer,
+        f"{a}.feed_forward_length": c.n_ff,
+        f"{a}.attention.head_count": c.n_head,
+        f"{a}.attention.head_count_kv": c.n_head_kv,
+        f"{a}.attention.layer_norm_rms_epsilon": c.rms_eps,
+        f"{a}.rope.dimension_count": c.n_rot,
+        f"{a}.rope.freq_base": c.rope_base,
     }
     if c.rope_scale != 1 or c.yarn:
-        entries["llama.rope.scaling.type"] = "yarn" if c.yarn else "linear"
-        entries["llama.rope.scaling.factor"] = 1 / c.rope_scale
+        entries[f"{a}.rope.scaling.type"] = "yarn" if c.yarn else "linear"
+        entries[f"{a}.rope.scaling.factor"] = 1 / c.rope_scale
     usual = {
         "head_width": c.n_embd // c.n_head,
         "value_width": c.n_embd // c.n_head,
@@ -123,7 +124,7 @@ def llama_metadata(config: LlamaConfig) -> dict[str, Any]:
     }
     for key, field in _UNUSUAL.items():
         if getattr(c, field) != usual.get(field, getattr(LlamaConfig, field)):
-            entries[f"llama.{key}"] = getattr(c, field)
+            entries[f"{a}.{key}"] = getattr(c, field)
     return entries
 
 
@@ -144,42 +145,46 @@ def read_config(file: Described) -> LlamaConfig:
         FileFormatError: another architecture, or an entry missing, wrong, or out of range.
     """
     m = file.metadata
-    architecture = expect(m, "general.architecture", str)
-    if architecture != "llama":
-        raise FileFormatError(f"{file.path}: architecture: got {architecture!r}, want 'llama'.")
-    if experts := expect(m, "llama.expert_count", int, 0):
-        raise FileFormatError(f"{place_of(m, 'llama.expert_count')}: got {experts}, want none.")
-    if not expect(m, "llama.attention.causal", bool, True):
+    a: str = expect(m, "general.architecture", str)
+    if a not in FAMILIES:
+        known = " or ".join(map(repr, FAMILIES))
+        raise FileFormatError(f"{file.path}: architecture: got {a!r}, want {known}.")
+    names = "expert_count", "attention.causal", "block_count"
+    experts, causal, blocks = (f"{a}.{name}" for name in names)
+    if count := expect(m, experts, int, 0):
+        raise FileFormatError(f"{place_of(m, experts)}: got {count}, want none.")
+    if not expect(m, causal, bool, True):
         raise FileFormatError(
-            f"{place_of(m, 'llama.attention.causal')}: got False, want True. Models whose tokens "
-            "see later ones make embeddings, no text."
+            f"{place_of(m, causal)}: got False, want True. Models whose tokens see later ones make "
+            "embeddings, no text."
         )
-    n_head = _same(m, "llama.attention.head_count")
-    n_layer = expect_size(m, "llama.block_count")
+    n_head = _same(m, f"{a}.attention.head_count")
+    n_layer = expect_size(m, blocks)
     if n_layer > len(file.tensors):  # a number that lies must not build a model of that size
         raise FileFormatError(
-            f"{place_of(m, 'llama.block_count')}: got {n_layer}, want at most the "
+            f"{place_of(m, blocks)}: got {n_layer}, want at most the "
             f"{len(file.tensors)} tensors there are."
         )
-    check_blocks(file, "llama.block_count", n_layer)
+    check_blocks(file, blocks, n_layer)
     try:
         return LlamaConfig(
             n_vocab=file.tensors["token_embd.weight"].shape[0],
-            n_ctx=expect_size(m, "llama.context_length"),
-            n_embd=expect_size(m, "llama.embedding_length"),
+            n_ctx=expect_size(m, f"{a}.context_length"),
+            n_embd=expect_size(m, f"{a}.embedding_length"),
             n_layer=n_layer,
             n_head=n_head,
-            n_head_kv=_same(m, "llama.attention.head_count_kv", n_head),
-            n_ff=_same(m, "llama.feed_forward_length"),
-            n_rot=expect_size(m, "llama.rope.dimension_count", 0),
-            rms_eps=expect(m, "llama.attention.layer_norm_rms_epsilon", float),
-            rope_base=expect(m, "llama.rope.freq_base", float, 10000.0),
-            rope_scale=_rope_scale(m),
+            n_head_kv=_same(m, f"{a}.attention.head_count_kv", n_head),
+            n_ff=_same(m, f"{a}.feed_forward_length"),
+            n_rot=expect_size(m, f"{a}.rope.dimension_count", 0),
+            rms_eps=expect(m, f"{a}.attention.layer_norm_rms_epsilon", float),
+            rope_base=expect(m, f"{a}.rope.freq_base", float, 10000.0),
+            rope_scale=_rope_scale(m, a),
             tied="output.weight" not in file.tensors,
-            **_unusual(m),
+            architecture=a,
+            **_unusual(m, a),
         )
     except SettingError as e:
-        key = f"llama.{_ENTRIES.get(e.setting)}"
+        key = f"{a}.{_ENTRIES.get(e.setting)}"
         where = place_of(m, key) if key in m else file.path
         raise FileFormatError(f"{where}: the sizes do not fit: {e}") from None
     except (IndexError, OverflowError) as e:
@@ -211,16 +216,16 @@ def _same(metadata: Mapping[str, Any], key: str, default: int | None = None) -> 
     return sizes.pop()
 
 
-def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _unusual(metadata: Mapping[str, Any], a: str) -> dict[str, Any]:
     """Fields that a file seldom sets."""
-    heads = _same(metadata, "llama.attention.head_count")
+    heads = _same(metadata, f"{a}.attention.head_count")
     fields: dict[str, Any] = {
-        "value_width": expect_size(metadata, "llama.embedding_length") // heads
+        "value_width": expect_size(metadata, f"{a}.embedding_length") // heads
     }
-    if expect(metadata, "llama.rope.scaling.type", str, "linear") == "yarn":
+    if expect(metadata, f"{a}.rope.scaling.type", str, "linear") == "yarn":
         fields["yarn"] = True
     for name, field in _UNUSUAL.items():
-        key = f"llama.{name}"
+        key = f"{a}.{name}"
         if key not in metadata:
             continue
         if field in ("head_width", "value_width"):
@@ -230,11 +235,11 @@ def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _rope_scale(metadata: Mapping[str, Any]) -> float:
+def _rope_scale(metadata: Mapping[str, Any], a: str) -> float:
     """The factor of positions: the inverse of what files call the scaling factor."""
-    kind = expect(metadata, "llama.rope.scaling.type", str, "linear")
-    older: float = expect(metadata, "llama.rope.scale_linear", float, 1.0)
-    factor: float = expect(metadata, "llama.rope.scaling.factor", float, older)
+    kind = expect(metadata, f"{a}.rope.scaling.type", str, "linear")
+    older: float = expect(metadata, f"{a}.rope.scale_linear", float, 1.0)
+    factor: float = expect(metadata, f"{a}.rope.scaling.factor", float, older)
     if kind == "none" or (kind not in _SCALINGS and factor == 1):
         return 1.0
     if kind not in _SCALINGS or not factor > 0:

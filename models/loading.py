@@ -31,8 +31,8 @@ def load_model(
         source: path, or a file opened with other options than the usual ones.
         rounds: round what meets quantised matrices, as llama.cpp does; see `Decoder`.
     Raises:
-        FileFormatError: no GGUF file, an architecture other than llama and starcoder, or tensors
-            that do not fit the sizes it names.
+        FileFormatError: no GGUF file, an architecture that is not known here, or tensors that do
+            not fit the sizes it names.
         OSError: the system cannot read.
     """
     if not isinstance(source, GgufFile):
@@ -58,9 +58,11 @@ def read_architecture(file: Described) -> str:
         FileFormatError: another one.
     """
     architecture: str = expect(file.metadata, "general.architecture", str)
-    if architecture not in ("llama", "starcoder"):
+    known = (*llama.FAMILIES, "starcoder")
+    if architecture not in known:
         raise FileFormatError(
-            f"{file.path}: architecture: got {architecture!r}, want 'llama' or 'starcoder'."
+            f"{file.path}: architecture: got {architecture!r}, want one of "
+            f"{', '.join(map(repr, known))}."
         )
     return architecture
 

@@ -58,7 +58,7 @@ def _sketch(source: Described, trainable: bool, context: Context | None) -> Llam
     if "token_embd.weight" not in source.tensors:
         raise FileFormatError(
             f"{source.path}: not a whole model: got no token_embd.weight, want the weights of a "
-            "llama or starcoder model. Give the base model of an adapter."
+            "model. Give the base model of an adapter."
         )
     context = context or Context(no_alloc=True)
     weights = {}

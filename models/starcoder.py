@@ -64,6 +64,11 @@ class StarCoderConfig:
                 raise SettingError(f"starcoder: {name}: got {got!r}, want {rule}.", name)
 
     @property
+    def architecture(self) -> str:
+        """Its name in files."""
+        return "starcoder"
+
+    @property
     def head_width(self) -> int:
         """K, elements of a head."""
         return self.n_embd // self.n_head

@@ -1,4 +1,4 @@
-"""Small Llamas as folders of Hugging Face's hub, and what transformers' code makes of them."""
+"""Small Llamas and Qwens as folders of Hugging Face's hub, and what transformers makes of them."""
 
 import json
 import math
@@ -85,8 +85,14 @@ def config(n_vocab, **changes):
     return usual | changes
 
 
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "rms_norm_eps": 1e-6, "rope_theta": 1e6}
+QWEN3 = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16}
+
+
 def weights(c, seed=1, bias=False):
     """Random weights under the hub's names."""
+    kind = c["architectures"][0]
+    bias = bias or kind.startswith("Qwen2")
     random = np.random.default_rng(seed)
     D, F, V = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
     K = c.get("head_dim", D // c["num_attention_heads"])
@@ -100,6 +106,8 @@ def weights(c, seed=1, bias=False):
             "self_attn.k_proj": (G, D), "self_attn.v_proj": (G, D), "self_attn.o_proj": (D, Q),
             "mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F),
         }  # fmt: skip
+        if kind.startswith("Qwen3"):
+            layer |= {"self_attn.q_norm": (K,), "self_attn.k_norm": (K,)}
         shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
         if bias:
             names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -164,7 +172,7 @@ def rotation(c):
 
 
 def logits(c, tensors, ids):
-    """(T, V) in float64: transformers' Llama, with its pairs (i, i + K/2)."""
+    """(T, V) in float64: transformers' Llama or Qwen, with its pairs (i, i + K/2)."""
     w = {name: values.astype(np.float64) for name, values in tensors.items()}
     H, G = c["num_attention_heads"], c["num_key_value_heads"]
     K = c.get("head_dim", c["hidden_size"] // H)
@@ -192,6 +200,11 @@ def logits(c, tensors, ids):
             linear(h, f"{layer}.self_attn.{n}_proj").reshape(T, heads, K).swapaxes(0, 1)
             for n, heads in (("q", H), ("k", G), ("v", G))
         )
+        if f"{layer}.self_attn.q_norm.weight" in w:
+            q, k = (
+                norm(q, f"{layer}.self_attn.q_norm.weight"),
+                norm(k, f"{layer}.self_attn.k_norm.weight"),
+            )
         q, k = rotated(q), np.repeat(rotated(k), H // G, 0)
         scores = q @ k.swapaxes(1, 2) / math.sqrt(K) + np.triu(np.full((T, T), -np.inf), 1)
         p = np.exp(scores - scores.max(-1, keepdims=True))

@@ -41,6 +41,10 @@ def converted(tmp_path, c, tensors, tokenizer=None, dtype="auto", **files):
         {"rope_scaling": hub.LLAMA3_ROPE},
         {"rope_scaling": hub.YARN},
         {"rope_scaling": hub.YARN | {"attention_factor": 0.7, "beta_fast": 8.0}},
+        hub.QWEN2,
+        hub.QWEN2 | {"num_key_value_heads": 1, "tie_word_embeddings": True},
+        hub.QWEN3,
+        hub.QWEN3 | {"rope_scaling": hub.YARN, "num_key_value_heads": 4},
     ],
 )
 def test_logits_are_those_of_the_rotation_by_halves(tmp_path, changes):

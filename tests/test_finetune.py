@@ -287,7 +287,7 @@ def test_adapters_and_checkpoints_are_no_bases(base, tmp_path):
 
 
 @pytest.mark.parametrize("program", ["finetune", "cost"])
-@pytest.mark.parametrize("architecture", ["starcoder", "qwen2"])
+@pytest.mark.parametrize("architecture", ["starcoder", "gemma"])
 def test_other_architectures_are_told_apart(tmp_path, capsys, program, architecture):
     write_gguf(tmp_path / "m.gguf", {"general.architecture": architecture}, {})
     (tmp_path / "d.txt").write_text("a llama")
@@ -297,7 +297,9 @@ def test_other_architectures_are_told_apart(tmp_path, capsys, program, architect
     }
     code, _, err = call(capsys, program, *flags[program])
     assert code == 2
-    told = f"m.gguf: this architecture cannot be adapted: got {architecture!r}, want 'llama', the"
+    told = (
+        f"m.gguf: this architecture cannot be adapted: got {architecture!r}, want one of 'llama',"
+    )
     assert told in err
 
 

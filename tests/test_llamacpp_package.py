@@ -118,6 +118,8 @@ def test_converted_llama2c(tmp_path, monkeypatch, version, tied):
         ("spm", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         ("spm", {"rope_scaling": hub.YARN, "head_dim": 16}),
         ("spm", {"rope_scaling": hub.YARN | {"beta_fast": 8.0, "beta_slow": 2.0}}),
+        ("gpt-2", hub.QWEN2),
+        ("gpt-2", hub.QWEN3 | {"tie_word_embeddings": True}),
     ],
 )
 def test_converted_folders(tmp_path, kind, changes, dtype):

@@ -173,7 +173,7 @@ def test_baby_llama_has_the_sizes_of_ggml():
         "n_vocab": 8, "n_ctx": 8, "n_embd": 32, "n_layer": 1, "n_head": 8, "n_head_kv": 8,
         "n_ff": 86, "n_mult": 2, "n_rot": 4, "rms_eps": 5e-6, "rope_base": 10000.0,
         "rope_scale": 1.0, "tied": False, "head_width": 4, "value_width": 4, "yarn": False,
-        "n_ctx_orig": 8, "rope_magnitude": 1.0,
+        "n_ctx_orig": 8, "rope_magnitude": 1.0, "architecture": "llama",
     }  # fmt: skip
     assert baby_config(n_embd=256, n_head=8).n_rot == 16
 

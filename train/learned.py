@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ from yupana.models.adapter_save import save_as_named
 from yupana.models.formats import GgufFile
 from yupana.models.llama import Llama
 from yupana.models.llama_gguf import llama_metadata, read_config
+from yupana.models.lora import Adapter
 from yupana.models.merge import merge_adapters
 from yupana.train.adapted import OF_MODEL
 from yupana.train.conversation import template_entries
 from yupana.train.lora import TrainedAdapter
 from yupana.train.settings import FinetuneSettings
 
-# Entries of a model file, by the setting they follow; the last one is an older name.
-_SCALING = ("llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear")
+# Entries of a model file behind its architecture, by the setting they follow; the last one is an
+# older name.
 _KEYS = {
-    "norm_rms_eps": ("llama.attention.layer_norm_rms_epsilon",),
-    "rope_freq_base": ("llama.rope.freq_base",),
-    "rope_freq_scale": _SCALING,
+    "norm_rms_eps": ("attention.layer_norm_rms_epsilon",),
+    "rope_freq_base": ("rope.freq_base",),
+    "rope_freq_scale": ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
 }
 
 
@@ -60,14 +61,14 @@ class Learned:
     def save(self, path: Path) -> None:
         """Write the adapter, in the format of the name; without one, the model."""
         if self.adapter.pairs:
-            learned, base = self.adapter.adapter(path.stem), str(self.settings.model_base)
+            learned, base = self._adapter(path.stem), str(self.settings.model_base)
             save_as_named(path, learned, self.model.config, base)
         else:
             self.merge(path)
 
     def merge(self, path: Path) -> None:
         """Write the model with what was learned in it."""
-        learned = [(self.adapter.adapter("trained"), 1.0)] if self.adapter.pairs else []
+        learned = [(self._adapter("trained"), 1.0)] if self.adapter.pairs else []
         merge_adapters(
             self.settings.model_base,
             learned,
@@ -76,6 +77,9 @@ class Learned:
             whole={n: w.numpy().astype(np.float32, copy=False) for n, w in self.whole.items()},
             entries=self._changed_entries(),
         )
+
+    def _adapter(self, name: str) -> Adapter:
+        return replace(self.adapter.adapter(name), architecture=self.model.architecture)
 
     @property
     def overridden(self) -> dict[str, float]:
@@ -87,6 +91,7 @@ class Learned:
 
     def _changed_entries(self) -> dict[str, Any]:
         """What the model's file says in place of the base's words."""
-        said = llama_metadata(self.model.config)
-        changed = {key: said.get(key) for name in self.overridden for key in _KEYS[name]}
+        said, kind = llama_metadata(self.model.config), self.model.architecture
+        keys = [f"{kind}.{key}" for name in self.overridden for key in _KEYS[name]]
+        changed = {key: said.get(key) for key in keys}
         return changed | template_entries(self.settings.chat_template)

@@ -13,7 +13,7 @@ from yupana.graphlib.context import Context
 from yupana.graphlib.errors import SettingError
 from yupana.graphlib.tensor import Tensor
 from yupana.models.formats import GgufFile, expect
-from yupana.models.llama import Llama
+from yupana.models.llama import FAMILIES, Llama
 from yupana.models.loading import load_model
 from yupana.models.lora import Floats, rows_of
 from yupana.models.tokenizer import read_tokenizer
@@ -93,10 +93,10 @@ def load_base(file: GgufFile) -> Llama:
     if kind != "model":
         raise SettingError(f"{file.path}: got a file of type {kind!r}, want the model to adapt.")
     architecture = expect(file.metadata, "general.architecture", str)
-    if architecture != Llama.architecture:
+    if architecture not in FAMILIES:
         raise SettingError(
-            f"{file.path}: this architecture cannot be adapted: got {architecture!r}, want "
-            "'llama', the only one that is trained here, though others may be read."
+            f"{file.path}: this architecture cannot be adapted: got {architecture!r}, want one of "
+            f"{', '.join(map(repr, FAMILIES))}, which are trained here; others may be read."
         )
     base = load_model(file, rounds=False)
     assert isinstance(base, Llama)

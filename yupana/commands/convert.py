@@ -17,7 +17,7 @@ from yupana.models.write_conversion import Dtype
 class Settings:
     """Write a model of another format as GGUF, or an adapter in another form.
 
-    Models are read from folders of Hugging Face's with a Llama (config.json, safetensors,
+    Models are read from folders of Hugging Face's with a Llama or Qwen (config.json, safetensors,
     tokenizer.json), files of llama2.c, and of ggml's starcoder and gpt-2 programs. Adapters are
     read from GGUF and ggla files, and from folders of PEFT and MLX.
     """
