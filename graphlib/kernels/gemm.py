@@ -47,7 +47,7 @@ from yupana.graphlib.kernels.vector import HAS_MASKS, LANES
 __all__ = ["Gemm", "Matrix", "is_fast", "lower", "one_step", "workspace_bytes"]
 
 _FLOPS_PER_NS = 110.0 if HAS_MASKS else 25.0  # of one thread, roughly
-_WITHOUT_BF16 = 3.0  # times as long as with instructions for pairs
+_PAIRS_NS = 1.2 if HAS_BF16 else 3.0  # of steps of pairs, in times of those of float32
 
 
 def workspace_bytes(gemm: Gemm) -> int:
@@ -135,8 +135,8 @@ def _tiles(gemm: Gemm, plan: Plan, workspace: int) -> Step:
         scratch += 4 * round_up(min(plan.rows_block, gemm.rows), LANES) * plan.k_block
     flops = 2.0 * round_up(gemm.rows, TILE_ROWS) * gemm.vectors * LANES * gemm.inner
     ns = 20.0 + 20.0 * chunks + gemm.batches * flops / _FLOPS_PER_NS
-    if gemm.pairs and not HAS_BF16:
-        ns *= _WITHOUT_BF16
+    if gemm.pairs:
+        ns *= _PAIRS_NS
     return Step(PAIR_TILES if gemm.pairs else TILES, record, chunks, ns, scratch)
 
 
