@@ -19,6 +19,7 @@ from yupana.models.convert_ggla import convert_ggla
 from yupana.models.decoder import Sizes
 from yupana.models.formats import GgufFile, expect
 from yupana.models.formats.ggla import GGLA_MAGIC, read_ggla
+from yupana.models.formats.gguf_cursor import shown
 from yupana.models.lora import EMBEDDING, Adapter, Floats
 from yupana.models.tensor_values import parts_of
 
@@ -78,17 +79,17 @@ def _adapter(
         weight, dot, part = name.rpartition(".")
         if dot + part == _A:
             if weight + _B not in names:
-                raise FileFormatError(f"{path}: got {name} alone, want {weight}{_B} as well.")
+                raise FileFormatError(f"{path}: got {shown(name)} alone, want its {_B} as well.")
             a, b = load(weight + _A), load(weight + _B)
             # Of the embedding, whose rows are picked, a file's A is (V, R) and its B (D, R).
             pairs[weight] = (np.ascontiguousarray(b.T), a) if weight == EMBEDDING else (a, b)
         elif dot + part == _B and weight + _A not in names:
-            raise FileFormatError(f"{path}: got {name} alone, want {weight}{_A} as well.")
+            raise FileFormatError(f"{path}: got {shown(name)} alone, want its {_A} as well.")
         elif name.endswith("_norm.weight"):
             whole.append(name)
         elif dot + part != _B:
             raise FileFormatError(
-                f"{path}: got tensor {name}, want names that end in {_A} or {_B}."
+                f"{path}: got tensor {shown(name)}, want names that end in {_A} or {_B}."
             )
     if not pairs:
         raise FileFormatError(f"{path}: got no pairs, want tensors that end in {_A} and {_B}.")

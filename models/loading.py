@@ -14,6 +14,7 @@ from yupana.graphlib.tensor import Tensor
 from yupana.models import llama, starcoder
 from yupana.models.conversion import Described
 from yupana.models.formats import GgufFile, expect, place_of
+from yupana.models.formats.gguf_cursor import shown
 from yupana.models.llama_gguf import check_shape, read_config
 from yupana.models.starcoder_gguf import read_starcoder_config
 
@@ -99,7 +100,7 @@ def _check(file: GgufFile, needed: Shapes, optional: Shapes) -> None:
         if name in optional:
             check_shape(info, optional[name])
         elif name not in needed:
-            unused.append(name)
+            unused.append(shown(name))
     if unused and "training.type" not in file.metadata:  # of checkpoints the optimiser has some
         more = f" and {len(unused) - 4} more" if len(unused) > 4 else ""
         warnings.warn(

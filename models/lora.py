@@ -18,6 +18,7 @@ from yupana.graphlib.dtypes import from_storage
 from yupana.graphlib.errors import SettingError
 from yupana.graphlib.ops import get_rows, mul_mat, transpose
 from yupana.graphlib.tensor import Tensor
+from yupana.models.formats.gguf_cursor import shown
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -59,8 +60,8 @@ class Adapter:
         for weight, (a, b) in self.pairs.items():
             if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
                 raise SettingError(
-                    f"adapter {self.name!r}: {weight}: got A {a.shape} and B {b.shape}, want "
-                    "(R, inputs) and (outputs, R)."
+                    f"adapter {self.name!r}: {shown(weight)}: got A {a.shape} and B {b.shape}, "
+                    "want (R, inputs) and (outputs, R)."
                 )
         for weight, lengths in self.magnitudes.items():
             if weight not in self.pairs or lengths.shape != self.pairs[weight][1].shape[:1]:
@@ -115,7 +116,7 @@ class Adapter:
             shape = shapes[name]
             if (b.shape[0], a.shape[1]) != (shape if len(shape) == 2 else (1, *shape)):
                 raise SettingError(
-                    f"adapter {self.name!r}: {name}: got A {a.shape} and B {b.shape}, want "
+                    f"adapter {self.name!r}: {shown(name)}: got A {a.shape} and B {b.shape}, want "
                     f"(R, inputs) and (outputs, R) for a weight {shape}. The adapter belongs to "
                     "another model."
                 )
