@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
 from yupana.graphlib.kernels.blocks import View
 from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import (
     f32_pointer,
     f64_pointer,
@@ -96,7 +97,7 @@ def _maker(pointer: Any, axes: int) -> Any:
         def make(r, at):
             return carray(pointer(r[at]), (r[at + 1], r[at + 2], r[at + 3], r[at + 4]))
 
-    return njit(make, nogil=True)
+    return for_kernels(make)
 
 
 _MAKERS = {

@@ -9,7 +9,6 @@ all its rows, so that nothing is added across chunks.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from yupana.graphlib.kernels.attention import FLOPS_PER_NS, Attention, make_record
 from yupana.graphlib.kernels.attention_parts import (
@@ -27,6 +26,7 @@ from yupana.graphlib.kernels.attention_parts import (
     typed_kernels,
     visible,
 )
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import call_convert, i64_pointer
 from yupana.graphlib.kernels.step import Step
 
@@ -50,7 +50,7 @@ def attention_back_steps(a: Attention) -> list[Step]:
     return [Step(_BACK[a.wide], record, heads, ns, scratch)]
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _clear(x):
     for j in range(x.size):
         x[j] = 0
@@ -85,7 +85,7 @@ def attention_back(record, begin, end, scratch):
                 differentiate_block(r, record, b, h, i, count, j0, n, k, k_step, dk, dv, scratch)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _dot(x, y):
     """Added in float64: delta is taken from numbers of its size."""
     total = 0.0

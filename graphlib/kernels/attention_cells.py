@@ -14,7 +14,6 @@ go through the keys twice, once for the sums.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from yupana.graphlib.dtypes import DTYPES, QUANTIZED
 from yupana.graphlib.kernels.attention_cells_blocks import (
@@ -34,6 +33,7 @@ from yupana.graphlib.kernels.attention_parts import OPTIONS
 from yupana.graphlib.kernels.attention_rows import HALVE, SOFTEN
 from yupana.graphlib.kernels.blocks import View
 from yupana.graphlib.kernels.compiler import FASTMATH, Kernel
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.gemm_dots import DOTS
 from yupana.graphlib.kernels.gemm_kernels import TILES
 from yupana.graphlib.kernels.gemm_pack import PACK
@@ -147,7 +147,7 @@ def _up(n: int, unit: int) -> int:
 
 def attend_cells(record, begin, end, scratch):
     """Chunks are (piece of the rows, head of the cache)."""
-    r = i64_array(record, len(R))
+    r = i64_array(record, R.n_words)
     scale = f64_words(record + 8 * R.scale, 1)[0]
     f32_array(scratch + r[R.settings_at], 1)[0] = np.float32(scale)
     for chunk in range(begin, end):
@@ -170,21 +170,21 @@ def attend_cells(record, begin, end, scratch):
             i = j
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _cell(r, t):
     """The cell of row `t`; negative where there is none."""
     cell = i32_array(r[R.cells] + t * r[R.cells_t], 1)[0]
     return cell if cell < r[R.n_seq] * r[R.n_cells] else -1
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _clear(r, g, t):
     """Zeros for a row that sees nothing."""
     for h in range(g * r[R.group], (g + 1) * r[R.group]):
         f32_array(r[R.y] + t * r[R.y_t] + h * r[R.y_h], r[R.values])[:] = 0
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _attend_run(r, g, seq, first, last, seen, scratch):
     """Rows `first` to `last` of sequence `seq`, of which the furthest sees `seen` keys.
 
@@ -223,19 +223,19 @@ def _attend_run(r, g, seq, first, last, seen, scratch):
                 y[d] *= inverse
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _row_of(first, tokens, head, i):
     """Row and head of line `i`: see `_attend_run`."""
     return (first, head + i) if tokens == 1 else (first + i, head)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _visible(r, t, p0, n):
     """How many of `n` keys from position `p0` row `t` sees."""
     return min(_cell(r, t) % r[R.n_cells] + 1 - p0, n)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _attend_block(r, block, keys, v, v_row, sums, scratch):
     """Let some lines see a block of keys.
 

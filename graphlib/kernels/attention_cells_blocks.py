@@ -5,17 +5,17 @@ These are functions of the record of `attention_cells`, which says where everyth
 
 from typing import NamedTuple
 
-from numba import njit
-
 from yupana.graphlib.kernels.attention_mix import MixRecord
 from yupana.graphlib.kernels.attention_parts import OPTIONS
 from yupana.graphlib.kernels.attention_rows import HALVE
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.gemm_dots import DotsRecord
 from yupana.graphlib.kernels.gemm_kernels import IN_PLACE, TilesRecord
 from yupana.graphlib.kernels.gemm_pack import call_pack
 from yupana.graphlib.kernels.gemm_plan import K_BLOCK
 from yupana.graphlib.kernels.pointers import call_convert, call_kernel, i64_pointer
 from yupana.graphlib.kernels.vector import LANES
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 KEY_BLOCK = 256  # keys gone through at a time
 
@@ -70,15 +70,15 @@ class CellsRecord(NamedTuple):
     settings_at: int  # the scale, which `_soften` reads; a factor; a sum that is not wanted
 
 
-R = CellsRecord(*range(len(CellsRecord._fields)))  # word numbers
-_T = TilesRecord(*range(len(TilesRecord._fields)))
+R = word_numbers(CellsRecord)  # word numbers
+_T = word_numbers(TilesRecord)
 # A record of another kernel, at the start of the scratch.
-JOB_BYTES = 8 * max(len(_T), len(DotsRecord._fields), len(MixRecord._fields))
+JOB_BYTES = 8 * max(_T.n_words, len(DotsRecord._fields), len(MixRecord._fields))
 S_WIDE = 4 * KEY_BLOCK
 _halve = HALVE
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def halved(r, q, q_line, count, factor, scratch):
     """Address and stride of `count` lines of q, rounded."""
     factor[0] = 1
@@ -88,7 +88,7 @@ def halved(r, q, q_line, count, factor, scratch):
     return out, line
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def pack_keys(r, k, n, out):
     """out[d, p] = key p's element d, for `n` keys from address `k`."""
     for d in range(0, r[R.width], K_BLOCK):  # blocks are packed so many elements at a time
@@ -108,7 +108,7 @@ def pack_keys(r, k, n, out):
             )
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def packed_values(r, seq, g, p0, n, out):
     """Address and stride of the rows of `n` values from position `p0`, as float32."""
     v = r[R.v] + seq * r[R.v_s] + p0 * r[R.v_n] + g * r[R.v_g]
@@ -125,13 +125,13 @@ def packed_values(r, seq, g, p0, n, out):
     return out, r[R.v_wide]
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def tiles(r, job, a, a_row, b, b_k, to, sizes):
     """C = A·B, or C + A·B; strides in bytes, rows of B and C have no gaps."""
     c, c_row, adds = to
     rows, cols, inner = sizes
     t = i64_pointer(job)
-    for w in range(len(_T)):
+    for w in range(_T.n_words):
         t[w] = 0
     t[_T.a], t[_T.a_row], t[_T.a_k] = a, a_row, 4
     t[_T.b], t[_T.b_col], t[_T.b_k] = b, 4, b_k

@@ -4,22 +4,23 @@ So a model goes on by one token. The lines are the heads of the row that share a
 """
 
 import numpy as np
-from numba import njit
 
 from yupana.graphlib.kernels.attention_cells_blocks import KEY_BLOCK, R, halved, packed_values
 from yupana.graphlib.kernels.attention_mix import MixRecord
 from yupana.graphlib.kernels.attention_parts import OPTIONS
 from yupana.graphlib.kernels.attention_rows import HALVE, SOFTEN
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.gemm_dots import DotsRecord
 from yupana.graphlib.kernels.pointers import call_kernel, f32_array, i64_pointer
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 MOST_LINES = 16  # beyond, keys are worth packing
-_D = DotsRecord(*range(len(DotsRecord._fields)))  # word numbers
-_M = MixRecord(*range(len(MixRecord._fields)))
+_D = word_numbers(DotsRecord)  # word numbers
+_M = word_numbers(MixRecord)
 _soften, _halve = SOFTEN[False], HALVE
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def attend_one(r, g, seq, t, seen, scratch):
     """Let row `t` see the first `seen` keys of head `g` of a sequence."""
     lines, scores, scores_row = r[R.group], scratch + r[R.scores_at], r[R.scores_row]
@@ -51,11 +52,11 @@ def attend_one(r, g, seq, t, seen, scratch):
         _mix(r, scratch, scores + 4 * p0, v, v_row, y, p0 > 0, n)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _dots(r, job, q, q_line, k, n, out):
     """out[i, p] = q_i · k_p for the lines of q and `n` keys."""
     d = i64_pointer(job)
-    for w in range(len(_D)):
+    for w in range(_D.n_words):
         d[w] = 0
     d[_D.a], d[_D.a_row] = q, q_line
     d[_D.b], d[_D.b_col] = k, r[R.k_n]
@@ -65,7 +66,7 @@ def _dots(r, job, q, q_line, k, n, out):
     call_kernel(r[R.dots], job, 0, 1, job)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _mix(r, job, weights, v, v_row, y, adds, n):
     """y_i = sum of weight[i, p] · v_p over `n` values, added to what it holds or not."""
     m = i64_pointer(job)

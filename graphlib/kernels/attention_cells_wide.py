@@ -18,6 +18,7 @@ from yupana.graphlib.kernels.pointers import (
 from yupana.graphlib.kernels.quant_copy import name_of
 from yupana.graphlib.kernels.quant_rows import LOAD
 from yupana.graphlib.kernels.step import Step, float_word
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 
 class WideRecord(NamedTuple):
@@ -58,7 +59,7 @@ class WideRecord(NamedTuple):
     scale: int
 
 
-R = WideRecord(*range(len(WideRecord._fields)))  # word numbers
+R = word_numbers(WideRecord)  # word numbers
 
 
 def wide_steps(q: View, k: View, v: View, cells: View, y: View, scale: float) -> list[Step]:
@@ -90,7 +91,7 @@ def _load(plain, blocks, address, step, code, n, out, spare):
 
 def attend_cells_wide(record, begin, end, scratch):
     """Chunks are (row, head of q)."""
-    r = i64_array(record, len(R))
+    r = i64_array(record, R.n_words)
     scale = f64_words(record + 8 * R.scale, 1)[0]
     n_cells, width, values = r[R.n_cells], r[R.width], r[R.values]
     p, a = f64_array(scratch, n_cells), f64_array(scratch + 8 * n_cells, width)

@@ -36,6 +36,7 @@ from yupana.graphlib.kernels.vector import (
     void_intrinsic,
     zeros,
 )
+from yupana.graphlib.kernels.word_numbers import word_numbers
 from yupana.graphlib.quants import FORMATS
 
 QUANTISED = tuple(name for name, fmt in FORMATS.items() if fmt.block == LINE)  # types of v
@@ -133,7 +134,7 @@ _mix_of = {
     for rows, name in product((1, ROWS), (*DTYPES, *QUANTISED))
 }
 
-_M = MixRecord(*range(len(MixRecord._fields)))  # word numbers
+_M = word_numbers(MixRecord)  # word numbers
 # What a Kernel binds: the sums of one row and of ROWS.
 mix_one: Any = None
 mix_four: Any = None
@@ -141,7 +142,7 @@ mix_four: Any = None
 
 def mix(record, begin, end, scratch):
     """All rows; there is one chunk."""
-    m = i64_array(record, len(_M))
+    m = i64_array(record, _M.n_words)
     i = 0
     while i < m[_M.rows]:
         w, y = m[_M.w] + i * m[_M.w_row], m[_M.y] + i * m[_M.y_row]

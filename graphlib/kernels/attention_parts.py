@@ -6,11 +6,10 @@ loops. Blocks in scratch memory have rows of whole vectors.
 
 from typing import Any, NamedTuple
 
-from numba import njit
-
 from yupana.graphlib.kernels.attention_rows import DIFFERENTIATE, SOFTEN
 from yupana.graphlib.kernels.blocks import bindings
 from yupana.graphlib.kernels.compiler import FASTMATH, Kernel
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.gemm_kernels import IN_PLACE, TILES, TilesRecord
 from yupana.graphlib.kernels.gemm_pack import call_pack
 from yupana.graphlib.kernels.math import exp, tanh
@@ -24,6 +23,7 @@ from yupana.graphlib.kernels.pointers import (
 )
 from yupana.graphlib.kernels.softmax import slope_of
 from yupana.graphlib.kernels.vector import LANES
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 
 class AttentionRecord(NamedTuple):
@@ -126,10 +126,10 @@ class AttentionRecord(NamedTuple):
     factor_at: int
 
 
-R = AttentionRecord(*range(len(AttentionRecord._fields)))  # word numbers
-_T = TilesRecord(*range(len(TilesRecord._fields)))
-JOB_BYTES = 8 * len(_T)  # a record of the tile kernel, at the start of the scratch memory
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
+R = word_numbers(AttentionRecord)  # word numbers
+_T = word_numbers(TilesRecord)
+JOB_BYTES = 8 * _T.n_words  # a record of the tile kernel, at the start of the scratch memory
+OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
 
 
 def tiles_f64(record, begin, end, scratch):
@@ -150,7 +150,7 @@ def tiles_f64(record, begin, end, scratch):
 TILES_OF = {False: TILES, True: Kernel(tiles_f64)}
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def product(r, job, a, a_row, a_k, b, b_k, c, c_row, adds, rows, cols, inner):
     """C = A·B, or C + A·B, of blocks; `job` has room for a record of the tile kernel.
 
@@ -159,7 +159,7 @@ def product(r, job, a, a_row, a_k, b, b_k, c, c_row, adds, rows, cols, inner):
     if rows * cols == 0:
         return
     t = i64_pointer(job)
-    for k in range(len(_T)):
+    for k in range(_T.n_words):
         t[k] = 0
     t[_T.a], t[_T.a_row], t[_T.a_k] = a, a_row, a_k
     t[_T.b], t[_T.b_col], t[_T.b_k] = b, r[R.size], b_k
@@ -172,7 +172,7 @@ def product(r, job, a, a_row, a_k, b, b_k, c, c_row, adds, rows, cols, inner):
     call_kernel(r[R.tiles], job, 0, 1, job)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def pack(r, function, code, source, line, step, out, out_k, count, lines):
     """out[k, i] = source[i, k] for k < `count` and i < `lines`; `line` and `step` are strides."""
     if function == 0:
@@ -184,7 +184,7 @@ def pack(r, function, code, source, line, step, out, out_k, count, lines):
         call_pack(function, source + i * line, line, step, out + 4 * i, out_k, count, left)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def pack_rows(r, at, b, h, i0, count, out, wide, width):
     """Rows `i0` to `i0 + count` of the group `h` of operand words `at`, which are q's or g's."""
     rows, i = r[R.rows], i0
@@ -197,7 +197,7 @@ def pack_rows(r, at, b, h, i0, count, out, wide, width):
         i += n
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def rows_of(r, at, b, h, i0, count, out, wide, width):
     """Where these rows lie, and the bytes from row to row: in place if that can be, else `out`."""
     if r[at + 5] == r[R.native] and r[at + 4] == r[R.size] and i0 % r[R.rows] + count <= r[R.rows]:
@@ -206,7 +206,7 @@ def rows_of(r, at, b, h, i0, count, out, wide, width):
     return out, wide
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def keys_of(r, at, b, h, j0, n, out, wide, width):
     """The same for `n` rows from `j0` of operand words `at`, which are k's or v's."""
     source = r[at] + b * r[at + 1] + h * r[at + 2] + j0 * r[at + 3]
@@ -216,7 +216,7 @@ def keys_of(r, at, b, h, j0, n, out, wide, width):
     return out, wide
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def multiply_rows(r, b, h, i0, count, n, scratch):
     """Products of `count` rows of q from `i0` with the `n` keys packed: the scores."""
     out, wide = scratch + r[R.queries_at], r[R.k_wide]
@@ -225,14 +225,14 @@ def multiply_rows(r, b, h, i0, count, n, scratch):
     product(r, scratch, queries, step, r[R.size], scratch + r[R.keys_at], r[R.s_wide], *to)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def next_row(r, head, t):
     """The row behind row `t` of a head; rows of a group follow each other."""
     t += 1
     return (head + 1, 0) if t == r[R.rows] else (head, t)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def keys_seen(r, i0, count, j0, n):
     """How many of the `n` keys from `j0` the furthest of these rows sees."""
     rows, last = r[R.rows], i0 + count - 1
@@ -240,20 +240,20 @@ def keys_seen(r, i0, count, j0, n):
     return min(n, max(visible(r, t) - j0, 0))
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def row_place(r, at, b, h, i):
     """Address of row `i` of the group `h` of the operand whose words begin at `at`."""
     head, t = h * r[R.group] + i // r[R.rows], i % r[R.rows]
     return r[at] + b * r[at + 1] + head * r[at + 2] + t * r[at + 3]
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def visible(r, t):
     """How many keys row `t` sees."""
     return r[R.keys] if r[R.n_past] < 0 else min(r[R.keys], r[R.n_past] + t + 1)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def settle(r, record, settings):
     """Fill the two settings of attention_rows.py: scores that `bend` has seen are scaled."""
     scale = f64_words(record + 8 * R.scale, 1)[0]
@@ -261,7 +261,7 @@ def settle(r, record, settings):
     settings[1] = scale
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def bend(r, record, b, head, t, j0, row, damp, mask_row, mask):
     """Scale, cap and mask the scores of the keys seen from `j0`, for row `t` of a head of q.
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 
 from yupana.graphlib.kernels.convert import to_half
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.lanes import Cell, Lanes, everywhere, read, where, write
 from yupana.graphlib.kernels.math import LOWEST
 from yupana.graphlib.kernels.pointers import f64_array
@@ -35,7 +35,7 @@ from yupana.graphlib.kernels.vector import (
 
 _ROUNDER = 1.5 * 2**23  # adding it leaves no bits behind the point
 _POWERS = (0.00138144672, 0.00836878084, 0.0416683927, 0.166665196, 0.49999994)
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
+_OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
 
 
 def _exp(x: Lanes) -> Lanes:
@@ -146,7 +146,7 @@ def _differentiate(b: Any, args: list[Any]) -> None:
     _clear(b, [row, slope], _vectors(b, const(0), seen, body), n)
 
 
-@njit(**_OPTIONS)
+@for_kernels(**_OPTIONS)
 def _soften_f64(row, seen, n, settings, peak, total, factor):
     x, scale = f64_array(row, n), f64_array(settings, 1)[0]
     largest, sums, before = f64_array(peak, 1), f64_array(total, 1), f64_array(peak, 1)[0]
@@ -161,7 +161,7 @@ def _soften_f64(row, seen, n, settings, peak, total, factor):
         sums[0] += x[j]
 
 
-@njit(**_OPTIONS)
+@for_kernels(**_OPTIONS)
 def _differentiate_f64(row, slope, seen, n, settings, total, delta):
     x, g, factors = f64_array(row, n), f64_array(slope, n), f64_array(settings, 2)
     shift, less = f64_array(total, 1)[0], f64_array(delta, 1)[0]

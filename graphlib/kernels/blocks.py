@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import int64, njit, void
+from numba import int64, void
 
 from yupana.graphlib.kernels.compiler import FASTMATH, Kernel
 from yupana.graphlib.kernels.convert import (
@@ -23,6 +23,7 @@ from yupana.graphlib.kernels.convert import (
     store_f32,
     store_f64,
 )
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import f32_array, f64_array, i64_pointer
 
 BLOCK = 512  # elements converted or computed at a time: a few KiB, well inside the L1 cache
@@ -149,7 +150,7 @@ def _is_flat(view: View) -> bool:
     return True
 
 
-@njit(nogil=True)
+@for_kernels
 def row_at(operand, row, s1, s2):
     """Address of row number `row` of the operand whose words are at address `operand`.
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import cfunc, njit
+from numba import cfunc
 from numba.core.errors import NumbaError
 
 from yupana.graphlib.config import config
@@ -39,6 +39,7 @@ from yupana.graphlib.kernels.fingerprint import (
     is_users,
     names_bound,
 )
+from yupana.graphlib.kernels.for_kernels import for_kernels
 
 SIGNATURE = numba.void(numba.int64, numba.int64, numba.int64, numba.int64)
 # Reassociation lets reductions vectorise; functions that would lose digits by it
@@ -135,7 +136,7 @@ class Kernel:
             helper = namespace.get(name)
             if isinstance(helper, types.FunctionType) and helper not in outer and is_users(helper):
                 namespace[name] = self._compiled(helper, outer)
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+        options: dict[str, Any] = {"error_model": "numpy"}
         options["forceinline"] = self._inline
         bound = types.FunctionType(
             function.__code__,
@@ -146,7 +147,7 @@ class Kernel:
         )
         # What the disk cache holds names the module to import; one typed at a prompt has none.
         bound.__module__ = self.template.__module__
-        return njit(bound, fastmath=self._fastmath, **options)
+        return for_kernels(bound, fastmath=self._fastmath, **options)
 
     def _compile(self) -> None:
         functions = {

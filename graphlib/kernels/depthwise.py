@@ -9,15 +9,15 @@ however small the plane; the columns that lie between rows of results are comput
 import math
 from typing import Any, NamedTuple
 
-from numba import njit
-
 from yupana.graphlib.kernels.blocks import View, both_kernels, head_words, is_wide
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import call_convert, i64_pointer
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.kernels.windows import Windows
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 _BLOCK = 1024  # results added up at a time: they stay in the L1 cache
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
+_OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
 # Placeholders of the names that a Kernel binds; see blocks.bindings.
 real: Any = None
 array: Any = None
@@ -66,8 +66,8 @@ class DepthwiseRecord(NamedTuple):
     n_taps: int  # then (phase, place in the phase, element of the window), by phase
 
 
-_R = DepthwiseRecord(*range(len(DepthwiseRecord._fields)))
-_TAPS = len(_R)
+_R = word_numbers(DepthwiseRecord)
+_TAPS = _R.n_words
 
 
 def _record(x: View, y: View, w: View, windows: Windows) -> tuple[tuple[int, ...], int]:
@@ -119,31 +119,31 @@ def depthwise_weights_steps(w: View, g: View, x: View, windows: Windows) -> list
     return _steps(_WEIGHTS, w.shape[0], x, g, w, windows)
 
 
-@njit(**_OPTIONS)
+@for_kernels(**_OPTIONS)
 def _inside(n, step, before):
     """Which places j have 0 <= j * step - before < n: from the first to behind the last."""
     return max((before + step - 1) // step, 0), (n + before - 1) // step + 1
 
 
-@njit(**_OPTIONS)
+@for_kernels(**_OPTIONS)
 def _zero(x):
     for j in range(x.size):
         x[j] = 0
 
 
-@njit(**_OPTIONS)
+@for_kernels(**_OPTIONS)
 def _add3(y, x0, x1, x2, w0, w1, w2):
     for j in range(y.size):
         y[j] += w0 * x0[j] + w1 * x1[j] + w2 * x2[j]
 
 
-@njit(**_OPTIONS)
+@for_kernels(**_OPTIONS)
 def _add1(y, x, w):
     for j in range(y.size):
         y[j] += w * x[j]
 
 
-@njit(**_OPTIONS)
+@for_kernels(**_OPTIONS)
 def _dot(x, y):
     total = x.dtype.type(0)
     for j in range(x.size):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numba import int64, njit, void
+from numba import int64, void
 
 from yupana.graphlib.kernels.blocks import (
     ADDRESS,
@@ -32,6 +32,7 @@ from yupana.graphlib.kernels.blocks import (
     row_at,
 )
 from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import (
     call_body,
     call_convert,
@@ -219,7 +220,7 @@ def elementwise(record, begin, end, scratch):
             _scatter(record, operand, row, count, start, n, scratch)
 
 
-@njit(nogil=True)
+@for_kernels
 def _whole(record, begin, end, scratch):
     """Everything lies without gaps and needs no conversion: one call, if nothing is taken over."""
     r = i64_pointer(record)
@@ -238,7 +239,7 @@ def _whole(record, begin, end, scratch):
         call_convert(r[STORE], scratch, count, r[NATIVE], y + at, size)
 
 
-@njit(nogil=True)
+@for_kernels
 def _source(record, operand, first, row, count, start, n, out):
     """Address of a block of a source, contiguous and of the type computed in."""
     r, o = i64_pointer(record), i64_pointer(operand)
@@ -275,7 +276,7 @@ def _source(record, operand, first, row, count, start, n, out):
     return out
 
 
-@njit(nogil=True)
+@for_kernels
 def _copy_row(source, step, n, to):
     """Gather `n` elements of four bytes, `step` elements apart."""
     x, y = i32_pointer(source), i32_pointer(to)
@@ -291,7 +292,7 @@ def _copy_row(source, step, n, to):
             y[i] = x[i * step]
 
 
-@njit(nogil=True)
+@for_kernels
 def _transpose(source, step, n, rows, to):
     """Gather `rows` rows of `n` elements of four bytes, whose columns lie without gaps."""
     x, y = i32_pointer(source), i32_pointer(to)
@@ -300,7 +301,7 @@ def _transpose(source, step, n, rows, to):
             y[j * n + i] = x[i * step + j]
 
 
-@njit(nogil=True)
+@for_kernels
 def _scatter(record, operand, row, count, start, n, source):
     """Store a block of the result row by row."""
     r, o = i64_pointer(record), i64_pointer(operand)

@@ -9,9 +9,9 @@ import math as library
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numba.extending import overload
 
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.math import OPTIONS, by_type, exp_parts, scale_by_exponent
 
 _F = np.float32
@@ -53,13 +53,13 @@ def normal_cdf(x: Any) -> Any:
     raise NotImplementedError
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def cut_off(x, end):
     """x cut to [end, -end], for kernels; `end` is negative."""
     return end if x < end else (-end if x > -end else x)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _exp_parts_of_wide(t):
     """A float32 p and an int32 k with e^t = p 2^k, for a float64 |t| < 150."""
     shifted = np.float64(t * _LOG2E + _ROUNDER)
@@ -73,7 +73,7 @@ def _exp_parts_of_wide(t):
     return p, np.int32(shifted.view(np.int64))
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _gated(x, is_negative, p, k):
     """x / (1 + e^-t) for the parts p 2^k of e^-|t|; `x` limited where t is negative."""
     least = np.int32(-126) if k < np.int32(-126) else k  # 1 + e^-|t| is 1 long before
@@ -94,12 +94,12 @@ def _silu_f32(x):
     return _gated(limited if is_negative else x, is_negative, p, k)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _silu_f64(x):
     return _gated_f64(x, x)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _gated_f64(x, t):
     # e^-750 is 0 in float64, and times -inf would be NaN.
     return 0.0 * t if t < -750.0 else x / (1.0 + np.exp(-t))
@@ -118,7 +118,7 @@ def _gelu_f32(x):
     return _gated(limited if is_negative else x, is_negative, p, k)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _gelu_f64(x):
     return _gated_f64(x, x * (_GELU_A + _GELU_B * (x * x)))
 
@@ -135,12 +135,12 @@ def _gelu_quick_f32(x):
     return _gated(limited if is_negative else x, is_negative, p, k)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _gelu_quick_f64(x):
     return _gated_f64(x, _QUICK * x)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _normal_parts(x):
     """The normal distribution function of a float32 as a float64."""
     limited = np.float64(cut_off(x, _NORMAL_END))
@@ -168,7 +168,7 @@ def _normal_cdf(x):
     return by_type(x, lambda x: _F(_normal_parts(x)), _normal_cdf_f64)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _normal_cdf_f64(x):
     return 0.5 * library.erfc(-0.7071067811865476 * x)
 
@@ -183,6 +183,6 @@ def _gelu_erf_f32(x):
     return _F(np.float64(limited) * _normal_parts(x))
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _gelu_erf_f64(x):
     return -0.0 if x < -40.0 else x * _normal_cdf_f64(x)

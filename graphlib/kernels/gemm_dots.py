@@ -28,6 +28,7 @@ from yupana.graphlib.kernels.vector import (
     void_intrinsic,
     zeros,
 )
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 _STREAMS = 4  # sums of one column that do not wait for each other
 
@@ -165,7 +166,7 @@ _dots_of = {
     for rows, dtype in product((1, ROWS), DTYPES)
 }
 
-_D = DotsRecord(*range(len(DotsRecord._fields)))  # word numbers
+_D = word_numbers(DotsRecord)  # word numbers
 # What a Kernel binds: the dot products of one row and of ROWS.
 dots_one: Any = None
 dots_four: Any = None
@@ -173,7 +174,7 @@ dots_four: Any = None
 
 def dots(record, begin, end, scratch):
     """Chunks are ((b0, b1), block of columns): B is read once, where it lies."""
-    r = i64_array(record, len(_D))
+    r = i64_array(record, _D.n_words)
     blocks = (r[_D.cols] + r[_D.cols_block] - 1) // r[_D.cols_block]
     a_row, b_col, c_row, d_row = r[_D.a_row], r[_D.b_col], r[_D.c_row], r[_D.d_row]
     for chunk in range(begin, end):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from yupana.graphlib.kernels.compiler import Kernel
 from yupana.graphlib.kernels.convert import F64
 from yupana.graphlib.kernels.pointers import call_convert, f64_array, i64_array
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 
 class GeneralRecord(NamedTuple):
@@ -48,8 +49,8 @@ class GeneralRecord(NamedTuple):
     inner: int
 
 
-_G = GeneralRecord(*range(len(GeneralRecord._fields)))  # word numbers
-_WORDS = len(_G)
+_G = word_numbers(GeneralRecord)  # word numbers
+_WORDS = _G.n_words
 
 
 def scratch_bytes(cols: int, inner: int) -> int:

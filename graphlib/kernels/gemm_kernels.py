@@ -14,6 +14,7 @@ from yupana.graphlib.kernels.gemm_micro import TILE_ROWS, multiply_pair_tile, mu
 from yupana.graphlib.kernels.gemm_pack import call_pack
 from yupana.graphlib.kernels.pointers import i64_array
 from yupana.graphlib.kernels.vector import LANES
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 # How `tiles` finds the panels of B
 IN_PLACE, PACKED, TO_PACK = 0, 1, 2
@@ -77,9 +78,9 @@ class PackRecord(NamedTuple):
     pack_b: int
 
 
-_T = TilesRecord(*range(len(TilesRecord._fields)))  # word numbers
-_P = PackRecord(*range(len(PackRecord._fields)))
-_WORDS = max(len(_T), len(_P))
+_T = word_numbers(TilesRecord)  # word numbers
+_P = word_numbers(PackRecord)
+_WORDS = max(_T.n_words, _P.n_words)
 
 
 @register_jitable

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import int64, njit, void
+from numba import int64, void
 
 from yupana.graphlib.kernels.blocks import (
     CODE,
@@ -31,6 +31,7 @@ from yupana.graphlib.kernels.blocks import (
 )
 from yupana.graphlib.kernels.compiler import FASTMATH, SIGNATURE, Kernel
 from yupana.graphlib.kernels.convert import F64, I32
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.math import exp, row_max
 from yupana.graphlib.kernels.pointers import (
     call_body,
@@ -136,7 +137,7 @@ def weigh_rows(record, begin, end, scratch):
     sums[0] = total
 
 
-@njit(nogil=True)
+@for_kernels
 def _element(operand, i0, i1, i2):
     o = i64_pointer(operand)
     return o[1] + i0 * o[2] + i1 * o[3] + i2 * o[4]
@@ -241,7 +242,7 @@ def scale(record, logits, targets, label, gradient, scratch):
         array(gradient, r[_CLASSES])[min(label, last)] -= real(part)
 
 
-@njit(nogil=True)
+@for_kernels
 def _block(record, operand, row, start, n, out, copy):
     """Address of part of a row, of the type computed in and apart from `out`."""
     r, o = i64_pointer(record), i64_pointer(operand)
@@ -253,7 +254,7 @@ def _block(record, operand, row, start, n, out, copy):
     return copy
 
 
-@njit(nogil=True, fastmath=FASTMATH)
+@for_kernels(fastmath=FASTMATH)
 def _exponentials_from(x, peak, out):
     """Write exp(x - peak); returns their sum."""
     for i in range(x.size):
@@ -266,7 +267,7 @@ def _exponentials_from(x, peak, out):
     return np.float64(total)
 
 
-@njit(nogil=True, fastmath=FASTMATH)
+@for_kernels(fastmath=FASTMATH)
 def _add_products(t, x, mass, dot):
     """Add the sums of t and of t · x; a target of 0 takes part in neither."""
     for i in range(x.size):

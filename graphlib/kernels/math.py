@@ -14,11 +14,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from yupana.graphlib.kernels.for_kernels import ALONE, for_kernels
+
 # Inlining is forced because a call left in a loop keeps the loop from being vectorised.
-OPTIONS = {"fastmath": {"contract", "nsz"}, "error_model": "numpy", "forceinline": True}
+OPTIONS = {
+    "fastmath": {"contract", "nsz"},
+    "error_model": "numpy",
+    "forceinline": True,
+    **ALONE,
+}
 
 LOWEST = -87.0  # e to this power is just a normal float32
 
@@ -98,14 +105,14 @@ def _exp_f32(x):
     return scale_by_exponent(p, k)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def exp_parts(x):
     """A float32 p near 1 and an int32 k with e^x = p 2^k, for a float32 |x| < 120, for kernels."""
     p, r, k = _exp_reduced(x)
     return _F(_F(p + r) + _ONE), k
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _exp_reduced(x):
     """p, r and k with e^x = 2^k (1 + r + p)."""
     shifted = _F(x * _LOG2E + _ROUNDER)  # its last bits are the nearest integer
@@ -122,7 +129,7 @@ def _exp_reduced(x):
     return p, r, np.int32(shifted.view(np.int32) - _ROUNDER_BITS)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def scale_by_exponent(x, k):
     """x 2^k of a float32 and an int32 |k| < 200, for kernels."""
     # In two factors: one alone could not reach the denormals nor the largest float.
@@ -161,7 +168,7 @@ def _log_f32(x):
     return -_INF if x == _ZERO else y
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _log_of_normal(x, less):
     """log(x) - less · log(2) of a positive, normal float32."""
     # x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log1p(f) = f - f^2/2 + f^3 P(f).
@@ -172,20 +179,20 @@ def _log_of_normal(x, less):
     return _log_of_sum(f, _F(k) - less)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def usual_log(x, p0, p1, p2, p3):
     """`log` of a positive, normal float32."""
     return _log_of_normal(x, _ZERO)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def log_rarity(x):
     """Negative unless a float32 is positive, normal and finite."""
     bits = _F(x).view(np.int32)  # where they are negative, one of the differences overflows
     return np.int32(np.int32(bits - np.int32(0x00800000)) | np.int32(np.int32(0x7F7FFFFF) - bits))
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _log_of_sum(f, n):
     """log(1 + f) + n log(2) for float32, with 1 + f in [sqrt(1/2), sqrt(2)) and n whole."""
     p = _F(0.0674663857)
@@ -208,7 +215,7 @@ def _softplus(x):
     return by_type(x, _softplus_f32, _softplus_f64)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _softplus_f64(x):
     return (x if x > 0.0 else 0.0) + np.log1p(np.exp(-abs(x)))
 
@@ -226,7 +233,7 @@ def _sigmoid(x):
     return by_type(x, _sigmoid_f32, _sigmoid_f64)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _sigmoid_f64(x):
     e = np.exp(-abs(x))
     return (1.0 if x >= 0.0 else e) / (1.0 + e)

@@ -4,12 +4,11 @@ The gradient of a normalised row is what is left of it after its mean and its ow
 taken away: for rows of a few elements, little more than the rounding of float32.
 """
 
-from numba import njit
-
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.rowwise import SUMS
 
 
-@njit(**SUMS)
+@for_kernels(**SUMS)
 def squares_about(x, middle):
     """Sum of (x[j] - middle)²; `middle` is a float64."""
     total = 0.0
@@ -19,7 +18,7 @@ def squares_about(x, middle):
     return total
 
 
-@njit(**SUMS)
+@for_kernels(**SUMS)
 def products_about(x, middle, g):
     """Sum of (x[j] - middle) · g[j]."""
     total = 0.0

@@ -3,11 +3,10 @@
 import math
 from typing import Any
 
-from numba import njit
-
 from yupana.graphlib.kernels.blocks import View, both_kernels
 from yupana.graphlib.kernels.compiler import Kernel
 from yupana.graphlib.kernels.convert import F64
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import f32_array, f64_array, i64_array
 from yupana.graphlib.kernels.step import Step
 
@@ -50,7 +49,7 @@ def _step(
     return [Step(kernels[wide], record, chunks, ns * size * (1 + wide) + 20 * chunks)]
 
 
-@njit(nogil=True)
+@for_kernels
 def _setting(r, k):
     """Setting number `k`, of either type."""
     if r[1] == F64:
@@ -58,7 +57,7 @@ def _setting(r, k):
     return float(f32_array(r[2], k + 1)[k])
 
 
-@njit(nogil=True)
+@for_kernels
 def _scale(r):
     """What the gradient is multiplied by."""
     if r[4] == 0:

@@ -8,9 +8,11 @@ import platform
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from yupana.graphlib.kernels.for_kernels import for_kernels
 
 _I64 = ir.IntType(64)
 
@@ -33,31 +35,31 @@ i64_pointer = _pointer_cast(types.int64)
 u8_pointer = _pointer_cast(types.uint8)
 
 
-@njit(nogil=True)
+@for_kernels
 def f32_array(address, n):
     """`n` contiguous float32 at `address`."""
     return carray(f32_pointer(address), n)
 
 
-@njit(nogil=True)
+@for_kernels
 def f64_array(address, n):
     """`n` contiguous float64 at `address`."""
     return carray(f64_pointer(address), n)
 
 
-@njit(nogil=True)
+@for_kernels
 def i32_array(address, n):
     """`n` contiguous int32 at `address`."""
     return carray(i32_pointer(address), n)
 
 
-@njit(nogil=True)
+@for_kernels
 def i64_array(address, n):
     """`n` contiguous int64 at `address`: a kernel reads its record this way."""
     return carray(i64_pointer(address), n)
 
 
-@njit(nogil=True)
+@for_kernels
 def f64_words(address, n):
     """The record read as float64: float parameters are stored as their 64 bits."""
     return carray(f64_pointer(address), n)

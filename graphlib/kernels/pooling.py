@@ -4,13 +4,14 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from yupana.graphlib.kernels.blocks import View, both_kernels, head_words, is_wide
 from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import call_convert, i64_array
 from yupana.graphlib.kernels.step import Step
 from yupana.graphlib.kernels.windows import Windows
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 # Placeholders of the names that a Kernel binds; see blocks.bindings.
 real: Any = None
@@ -57,8 +58,8 @@ class PoolRecord(NamedTuple):
     whole: int  # whether a mean counts the elements of a window that lie outside
 
 
-_R = PoolRecord(*range(len(PoolRecord._fields)))  # word numbers
-_WORDS = len(_R)
+_R = word_numbers(PoolRecord)  # word numbers
+_WORDS = _R.n_words
 
 
 def pool(dst: View, x: View, windows: Windows, is_max: bool, whole: bool) -> list[Step]:
@@ -113,7 +114,7 @@ def _record(dst: View, x: View, u: View, windows: Windows, is_max: bool, whole: 
     return PoolRecord._make((*words, *windows.padding, int(is_max), int(whole)))
 
 
-@njit(nogil=True)
+@for_kernels
 def _inside(first, size, n):
     """The part of a window of `size` elements from `first` that lies within `n`, and its size."""
     low, high = max(first, 0), min(first + size, n)
@@ -155,14 +156,14 @@ def pool_kernel(record, begin, end, scratch):
         call_convert(r[_R.store], scratch, columns, r[_R.dst_code], y, r[_R.dst_w])
 
 
-@njit(nogil=True)
+@for_kernels
 def _load(r, u, code, row_step, step, rows, columns, out):
     for i in range(rows):
         place = out + i * columns * r[_R.itemsize]
         call_convert(r[_R.load], u + i * row_step, step, code, columns, place)
 
 
-@njit(nogil=True)
+@for_kernels
 def _largest(plane, width, top, bottom, left, right):
     """Where the first of the largest elements of a window is; a NaN is larger than all."""
     at = top * width + left

@@ -61,6 +61,7 @@ from yupana.graphlib.kernels.vector import (
     void_intrinsic,
     zeros,
 )
+from yupana.graphlib.kernels.word_numbers import word_numbers
 from yupana.graphlib.quants import FORMATS
 
 _MOST_ROWS = 32  # beyond, A is worth expanding and B worth packing
@@ -228,13 +229,13 @@ class LayOutRecord(NamedTuple):
     inner: int
 
 
-_L = LayOutRecord(*range(len(LayOutRecord._fields)))  # word numbers
+_L = word_numbers(LayOutRecord)  # word numbers
 lay_out: Any = None  # what a Kernel binds
 
 
 def lay_out_rows(record, begin, end, scratch):
     """Chunks are rows of A, one after the other in the output."""
-    r = i64_array(record, len(_L))
+    r = i64_array(record, _L.n_words)
     for chunk in range(begin, end):
         batch, row = chunk // r[_L.rows], chunk % r[_L.rows]
         b0, b1 = batch // r[_L.batch1], batch % r[_L.batch1]

@@ -54,6 +54,7 @@ from yupana.graphlib.kernels.vector import (
     void_intrinsic,
     zeros,
 )
+from yupana.graphlib.kernels.word_numbers import word_numbers
 from yupana.graphlib.quants import FORMATS
 
 HAS_VNNI = HAS_AVX512 and "avx512vnni" in FEATURES
@@ -278,8 +279,8 @@ class PanelsRecord(NamedTuple):
     inner: int
 
 
-_R = _RowsRecord(*range(len(_RowsRecord._fields)))  # word numbers
-_P = PanelsRecord(*range(len(PanelsRecord._fields)))
+_R = word_numbers(_RowsRecord)  # word numbers
+_P = word_numbers(PanelsRecord)
 lay_out: Any = None  # what a Kernel binds
 pack: Any = None
 multiply: Any = None
@@ -287,14 +288,14 @@ multiply: Any = None
 
 def lay_out_row(record, begin, end, scratch):
     """Chunks are rows of A."""
-    r = i64_array(record, len(_R))
+    r = i64_array(record, _R.n_words)
     for i in range(begin, end):
         lay_out(r[_R.a] + i * r[_R.a_row], r[_R.out] + i * r[_R.out_row], r[_R.inner])
 
 
 def multiply_panels(record, begin, end, scratch):
     """Chunks are panels of columns."""
-    p = i64_array(record, len(_P))
+    p = i64_array(record, _P.n_words)
     for chunk in range(begin, end):
         j = chunk * _COLUMNS
         columns = min(_COLUMNS, p[_P.cols] - j)

@@ -32,6 +32,7 @@ from yupana.graphlib.kernels.blocks import (
     outer_sizes,
 )
 from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import call_body, call_convert, f64_words, i64_array
 from yupana.graphlib.kernels.step import Step, float_word
 
@@ -213,7 +214,7 @@ def rows4(y, x0, x1, x2, x3, info):
         i = i + 1 if i + 1 < period else 0
 
 
-@njit(nogil=True)
+@for_kernels
 def _told(info):
     """What the driver says of a run of rows: the run, the record, parameters, first row number."""
     c = i64_array(info, _CALL_WORDS)
@@ -266,7 +267,7 @@ def rowwise(record, begin, end, scratch):
         number += c[_COUNT]
 
 
-@njit(nogil=True)
+@for_kernels
 def _first(r, k, i0, i1, i2):
     """Address of a row of operand `k`."""
     at = _DST + k * OPERAND_WORDS
@@ -274,7 +275,7 @@ def _first(r, k, i0, i1, i2):
     return near + i1 * r[at + OUTER + 1] + i0 * r[at + OUTER]
 
 
-@njit(nogil=True)
+@for_kernels
 def _source(r, c, k, i0, i1, i2, out):
     """Address of the first row of a run of source `k`, contiguous and of the type computed in."""
     at = _DST + k * OPERAND_WORDS

@@ -11,6 +11,7 @@ what it wrote itself; taking chunks from one counter costs twice the time in sma
 from numba import njit
 
 from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import (
     atomic_add,
     atomic_load,
@@ -35,7 +36,7 @@ SYNC_BYTES = 320
 SPINS_ALONE, SPINS_CROWDED = 10_000, 600  # a hundred microseconds or two; ten
 
 
-@njit(nogil=True)
+@for_kernels
 def barrier(sync, n_threads):
     """Wait for all threads; whether they shall stop, the same answer for each of them."""
     phase = atomic_load(sync + _PHASE)
@@ -54,7 +55,7 @@ def barrier(sync, n_threads):
     return atomic_load(sync + _STOP) != 0
 
 
-@njit(nogil=True)
+@njit(nogil=True)  # called by its tests, too
 def take(counters, chunks, grain, thread, n_threads, lap):
     """The next piece of a step for a thread: its first chunk, the one after its last, the lap.
 

@@ -1,19 +1,19 @@
 """Soft maximum of rows, with scale, additive mask and causal limit in one pass."""
 
 import numpy as np
-from numba import njit
 
 from yupana.graphlib.kernels.blocks import View
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.math import LOWEST, exp, row_max
 from yupana.graphlib.kernels.rowwise import Rows, row_dot
 from yupana.graphlib.kernels.step import Step
 
 _STEP = 64  # elements; shorter pieces, and what is left over behind them, are slower
-_OPTIONS = {"nogil": True, "error_model": "numpy", "forceinline": True}
+_OPTIONS = {"error_model": "numpy", "forceinline": True}
 _FASTMATH = {"contract", "nsz", "reassoc"}
 
 
-@njit(fastmath=_FASTMATH, **_OPTIONS)
+@for_kernels(fastmath=_FASTMATH, **_OPTIONS)
 def _normalise(y):
     """Turn a row of scores into its soft maximum.
 
@@ -50,7 +50,7 @@ def _soft_max(y, x, i, p):
         y[j] = real(0)
 
 
-@njit(**_OPTIONS)
+@for_kernels(**_OPTIONS)
 def slope_of(head, max_bias, n):
     """What the mask of a head is multiplied with; ops/masks.py says why. n: `slopes_from`."""
     exponent = head + 1.0 if head < n else head - n + 0.5

@@ -6,10 +6,9 @@ NaN lies beyond infinity, -0 equals 0. Equal elements keep their order.
 
 import math
 
-from numba import njit
-
 from yupana.graphlib.kernels.blocks import HEAD, LOAD, View, head_words, outer_sizes, padded
 from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import call_convert, i32_array, i64_array
 from yupana.graphlib.kernels.step import Step
 
@@ -38,7 +37,7 @@ def ordered_indices(dst: View, src: View, descending: bool) -> list[Step]:
     return [Step(_ORDER, tuple(record), rows, ns, 8 * n + 32 * room)]
 
 
-@njit(nogil=True)
+@for_kernels
 def _merge_sort(keys, places, room, n):
     """Sort `n` keys and their places; both arrays have as many spare elements behind `room`."""
     source, target, width = 0, room, 1

@@ -6,9 +6,9 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numba.extending import overload
 
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.math import OPTIONS, by_type
 
 _F = np.float32
@@ -61,7 +61,7 @@ def _cos(x):
     return by_type(x, lambda x: _sine(x, _QUARTER), np.cos)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _sine(x, quarter_turns):
     bits = np.int32(_F(x).view(np.int32) & np.int32(0x7FFFFFFF))
     near_r, near_n = _near(x)
@@ -74,12 +74,12 @@ def _sine(x, quarter_turns):
     return y if bits < np.int32(0x7F800000) else _NAN
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _chosen(mask, x, y):
     return np.int32(np.int32(x & mask) | np.int32(y & np.int32(~mask)))
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _near(x):
     """r and n with x = r + n · pi/2, for a float32 up to `_NEAR` from 0."""
     shifted = _F(x * _F(2 / math.pi) + _ROUNDER)  # its last bits are the nearest integer
@@ -89,27 +89,27 @@ def _near(x):
     return r, np.int32(shifted.view(np.int32) - _ROUNDER_BITS)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def rarity(x):
     """Negative unless a float32 is near enough to 0 for the fast formulas."""
     return np.int32(_NEAR - np.int32(_F(x).view(np.int32) & np.int32(0x7FFFFFFF)))
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def near_sin(x, p0, p1, p2, p3):
     """`sin` of a float32 near 0."""
     r, n = _near(x)
     return turned_sine(r, n)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def near_cos(x, p0, p1, p2, p3):
     """`cos` of a float32 near 0."""
     r, n = _near(x)
     return turned_sine(r, n + _QUARTER)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _far(x):
     """The same for every float32."""
     # |x| = m 2^s with 2^23 <= m < 2^24. Of 2/pi those bits count whose product with m is less
@@ -142,14 +142,14 @@ def _far(x):
     return r, np.int32(np.int32(n ^ sign) - sign)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def _funnel(high, low, shift):
     """The upper word of two uint32 that are shifted left together, by less than 32."""
     below = np.uint32(np.uint32(low >> np.uint32(1)) >> np.uint32(np.uint32(31) - shift))
     return np.uint32(np.uint32(high << shift) | below)
 
 
-@njit(**OPTIONS)
+@for_kernels(**OPTIONS)
 def turned_sine(r, quarters):
     """Sine of r + quarters · pi/2 for a float32 |r| <= pi/4 and an int32, for kernels."""
     z = _F(r * r)

@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from numba import njit
-
 from yupana.graphlib.kernels.blocks import NATIVE, View, both_kernels, head_words, is_wide
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import call_convert, i64_array
 from yupana.graphlib.kernels.step import Step
+from yupana.graphlib.kernels.word_numbers import word_numbers
 
 _PLACES = 32  # windows copied at a time: their elements stay in the L1 cache
 _PLANE_BYTES = 1 << 18  # planes that one chunk adds up: they stay in the L2 cache
@@ -84,8 +84,8 @@ class WindowsRecord(NamedTuple):
     whole: int  # whether the result is written where it lies
 
 
-_R = WindowsRecord(*range(len(WindowsRecord._fields)))  # word numbers
-_WORDS = len(_R)
+_R = word_numbers(WindowsRecord)  # word numbers
+_WORDS = _R.n_words
 
 
 def _record(x: View, y: View, windows: Windows, group: int, whole: bool) -> WindowsRecord:
@@ -146,7 +146,7 @@ def im2col_back(dst: View, grad: View, windows: Windows) -> list[Step]:
     return [Step(_IM2COL_BACK[wide], record, chunks, ns, scratch)]
 
 
-@njit(nogil=True)
+@for_kernels
 def _ceil(a, b):
     return -(-a // b)
 
