@@ -17,7 +17,7 @@ def shared_cache(factory: pytest.TempPathFactory, target: str) -> str:
     """A folder for the kernels of a target, that all processes of this run of pytest share."""
     base = factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = base / f"kernels-{target or 'here'}"
+    folder = base / f"kernels-{target}"
     folder.mkdir(exist_ok=True)
     return str(folder)
 

@@ -19,24 +19,28 @@ def folder(tmp_path, monkeypatch):
 DEMO = ["demo", "--steps=2", "--lora-steps=30", "--n-predict=5", "--out=here", "--threads=1"]
 
 
-def test_demo_without_an_adapter_says_what_is_compiled_before_it_writes(
-    capsys, folder, monkeypatch
-):
-    said = ""
+def test_demo_without_an_adapter_and_without_dot(capsys, folder, monkeypatch):
+    """It says what is compiled before it writes text, and what to install for pictures."""
+    monkeypatch.setenv("PATH", str(folder))
+    said = warned = ""
 
     class Compiled(Pass):  # a message about kernels must not land in the middle of the text
         def __init__(self, *args):
-            nonlocal said
-            said += capsys.readouterr().out
+            nonlocal said, warned
+            read = capsys.readouterr()
+            said, warned = said + read.out, warned + read.err
             assert "The following" not in said
             super().__init__(*args)
 
     monkeypatch.setattr(session, "Pass", Compiled)
-    code, out, _ = call(capsys, *DEMO[:2], "--lora-steps=0", *DEMO[3:])
+    code, out, err = call(capsys, *DEMO[:2], "--lora-steps=0", *DEMO[3:])
     assert (code, bool(said)) == (0, True)
     assert "The following" in out
     assert "adapter" not in said + out
     assert not (folder / "here" / "adapter.gguf").exists()
+    assert "here/graph.dot" in out
+    assert "apt install graphviz" in warned + err
+    assert (folder / "here" / "graph.dot").read_text().startswith("digraph")
 
 
 def test_demo_takes_no_steps_below_0(capsys, folder):
@@ -60,12 +64,3 @@ def test_demo_leaves_files_and_shows_what_the_adapter_changed(capsys, folder):
     assert "    def " in without
     assert "    def " in with_
     assert with_.split("validation loss")[0].strip() != without.strip()
-
-
-def test_demo_without_dot_writes_the_source_and_says_what_to_install(capsys, folder, monkeypatch):
-    monkeypatch.setenv("PATH", str(folder))
-    code, out, err = call(capsys, *DEMO[:2], "--lora-steps=0", *DEMO[3:])
-    assert code == 0
-    assert "here/graph.dot" in out
-    assert "apt install graphviz" in err
-    assert (folder / "here" / "graph.dot").read_text().startswith("digraph")

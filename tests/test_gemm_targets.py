@@ -24,14 +24,14 @@ _kept: list[Any] = []  # memory that addresses point to
 
 
 @pytest.fixture
-def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of compiled kernels, one for each target."""
-    return {target: shared_cache(tmp_path_factory, target) for target in ("", *TARGETS)}
+def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+    """Folders of compiled kernels, one for each target; None: that of this processor."""
+    return {"": None} | {target: shared_cache(tmp_path_factory, target) for target in TARGETS}
 
 
 @_other
 @pytest.mark.parametrize("target", TARGETS)
-def test_other_processors(target: str, caches: dict[str, str]) -> None:
+def test_other_processors(target: str, caches: dict[str, str | None]) -> None:
     names = ("test_product_agrees_with_float64", "test_result_does_not_depend_on_chunk_ranges")
     tests = [f"{Path(__file__).parent / 'test_gemm.py'}::{name}" for name in names]
     arguments = ("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *tests)
@@ -41,7 +41,7 @@ def test_other_processors(target: str, caches: dict[str, str]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages by mprotect")
 @pytest.mark.parametrize("target", ["", *(pytest.param(t, marks=_other) for t in TARGETS)])
-def test_nothing_beyond_the_operands_is_touched(target: str, caches: dict[str, str]) -> None:
+def test_nothing_beyond_the_operands_is_touched(target: str, caches: dict[str, str | None]) -> None:
     done = in_process(__file__, target=target, cache=caches[target])
     assert done.stdout.split() == ["done"], (done.returncode, done.stderr[-1000:])
 
