@@ -35,6 +35,7 @@ SHORTER = {
     "yupana demo": "yupana demo --steps 2 --lora-steps 2 --n-predict 4",
     "yupana report yupana-demo/log.jsonl": "yupana report yupana-demo/log.jsonl --no-measure",
 }
+FEWER = ("--adam-iter 200", "--adam-iter 20")  # of a long run the first steps
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 LANGUAGES = ("python", "sh", "pycon", "text", "json", "jsonl", "")
 
@@ -58,7 +59,7 @@ def statements(script: str) -> Iterator[str]:
     """The lines of a script, those joined that a backslash continues; no comments."""
     for line in re.sub(r"\\\n\s*", " ", script).splitlines():
         if line.strip() and not line.startswith("#"):
-            yield SHORTER.get(line, line)
+            yield SHORTER.get(line, line.replace(*FEWER))
 
 
 def run_python(block: Block, session: dict, capsys) -> None:
