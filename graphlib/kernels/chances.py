@@ -9,9 +9,9 @@ a compiler fuse or rearrange them.
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from yupana.graphlib.kernels.compiler import Kernel
+from yupana.graphlib.kernels.for_kernels import for_kernels
 from yupana.graphlib.kernels.pointers import f32_array, f64_array, i32_array, i64_array
 
 LOG2_E: Final = float.fromhex("0x1.71547652b82fep+0")
@@ -56,14 +56,14 @@ def soft_max(source, target, n, _):
         y[i] /= total
 
 
-@njit(nogil=True, forceinline=True)
+@for_kernels(forceinline=True)
 def _key(x):
     """An integer that is ordered as float32 are; zeros of both signs are equal."""
     bits = np.int32(np.float32(x + np.float32(0)).view(np.int32))
     return np.int32(bits ^ ((bits >> np.int32(31)) & _MAGNITUDE))
 
 
-@njit(nogil=True, forceinline=True)
+@for_kernels(forceinline=True)
 def _looked_over(x, bits):
     """The largest key and the largest magnitude of some scores; vectors of them at a time."""
     top, largest = _BELOW_ALL, np.int32(0)
