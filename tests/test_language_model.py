@@ -162,9 +162,9 @@ def test_types_of_settings_are_those_of_sessions():
         assert get_type_hints(function)["settings"] == Unpack[SessionSettings]
 
 
-def test_what_is_loaded_is_a_llama_or_a_starcoder(tmp_path):
+def test_what_is_loaded_is_of_a_known_architecture(tmp_path):
     write_gguf(tmp_path / "m.gguf", {"general.architecture": "gpt2"}, {})
-    with pytest.raises(FileFormatError, match="got 'gpt2', want 'llama' or 'starcoder'"):
+    with pytest.raises(FileFormatError, match=r"got 'gpt2', want one of 'llama', .*'starcoder'"):
         yp.load(tmp_path / "m.gguf")
 
 
