@@ -51,35 +51,35 @@ class Pool:
     """Persistent threads that enter a job together, each with its number."""
 
     def __init__(self) -> None:
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Begin without threads, as after a fork, which they do not survive."""
         self._threads: list[_Thread] = []
         self._boxes = aligned_bytes(8 * serve.BOX_WORDS * MOST).view(np.int64)
         self.__dict__.pop("_lead", None)
-        self._pid = os.getpid()
         # Two runs at a time must not wait for each other's threads: one hands all out, or none.
         self._lock = threading.Lock()
 
     def run(self, round_: Round) -> bool:
         """Enter a round as the first of its threads; whether the others were there already.
 
-        Returns when all are through.
+        Returns when all are through, also where Ctrl-C came: those that are there wait for the
+        rest, and nothing could end the next run's wait for them.
         """
         if round_.threads == 1:
             self._lead(round_.address, 0, 0)
             return True
-        with self._alone():
+        with interrupts_deferred(), self._lock:
             self._provide(round_.threads - 1)
             try:
                 self._lead(round_.address, 0, 0)
-            finally:  # also where Ctrl-C came: those that are there wait for the rest
+            finally:  # also where the handler of another signal raised
                 parked = round_.parked()
+                for k in parked:
+                    self._threads[k - 1].wake(round_.looks)
                 if parked:
-                    with interrupts_deferred():
-                        for k in parked:
-                            self._threads[k - 1].wake(round_.looks)
-                        self._lead(round_.address, 1, 0)
+                    self._lead(round_.address, 1, 0)
         return not parked
 
     @cached_property
@@ -90,24 +90,23 @@ class Pool:
         """Call `job(k)` for each k below `n_threads`, so that Ctrl-C reaches the caller at once.
 
         It then calls `abort`, which must make the job end soon; what Ctrl-C raises is raised when
-        all threads are through.
+        all threads are through. So is what a job raises.
         """
-        done: SimpleQueue[int] = SimpleQueue()
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+        raised: list[BaseException] = []
         with interrupts_deferred(abort):
-            with self._alone():
+            with self._lock:
                 self._provide(n_threads)
                 for k in range(n_threads):
                     self._threads[k].do(partial(job, k), done)
             waiting = n_threads
             while waiting:
                 with suppress(Empty):
-                    done.get(timeout=_LOOK_S)
+                    error = done.get(timeout=_LOOK_S)
                     waiting -= 1
-
-    def _alone(self) -> threading.Lock:
-        if self._pid != os.getpid():  # threads do not survive a fork
-            self._forget()
-        return self._lock
+                    raised += [error] if error else []
+        if raised:
+            raise raised[0]
 
     def _provide(self, n_threads: int) -> None:
         while len(self._threads) < n_threads:
@@ -125,14 +124,16 @@ class _Thread:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def do(self, job: Callable[[], None], done: SimpleQueue[int]) -> None:
-        """Do a job, and say so."""
+    def do(self, job: Callable[[], None], done: SimpleQueue[BaseException | None]) -> None:
+        """Do a job, and say so, or what it has raised."""
 
         def task() -> None:
             try:
                 job()
-            finally:
-                done.put(0)
+            except BaseException as error:  # noqa: BLE001 - raised again by who waits
+                done.put(error)
+            else:
+                done.put(None)
 
         self._queue.put(task)
         self._box[serve.WANTED] = 1
@@ -144,16 +145,16 @@ class _Thread:
         for a long time though another is free. Two that wait for each other there take turns, and
         a round takes thirty times as long.
         """
-        number = self._thread.native_id or 0
-        cores = os.sched_getaffinity(number)
-        others = cores - {_core()}
+        number, cores = self._thread.native_id or 0, set[int]()
 
         def task() -> None:
-            os.sched_setaffinity(0, cores)
+            with suppress(OSError):
+                os.sched_setaffinity(0, cores)
             function_type(4)(serve.SERVE.address)(int(self._box.ctypes.data), looks, 0, 0)
 
-        if others:
-            os.sched_setaffinity(number, others)
+        with suppress(OSError):  # there is no other core, or the system does not let us choose
+            cores = os.sched_getaffinity(number)
+            os.sched_setaffinity(number, cores - {_core()})
         self._queue.put(task)
 
     def _work(self) -> None:
@@ -215,3 +216,4 @@ class Pace:
 
 
 POOL = Pool()
+os.register_at_fork(after_in_child=POOL.forget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Program:
     """A compiled graph. `run()` computes its outputs from what its leaves hold at that time.
 
     Made by `Graph.compile`. The outputs can be read with `Tensor.numpy()` until the next run of
-    any program that shares them.
+    any program that shares them. Threads that run it at the same time do so one after the other.
 
     >>> import yupana as yp
     >>> x = yp.tensor([1.0, 2.0])
@@ -184,6 +185,7 @@ class Program:
         self._addresses += [int(scratch.ctypes.data) for scratch in self._scratch]
         self._loop: Loop = function_type(4)(loop.RUN.address)
         self._rounds: dict[int, Round] = {}  # by number of threads
+        self._lock = threading.Lock()  # threads of two runs at a time would meet each other
 
     def _memory(self, tensor: Tensor) -> NDArray[np.generic]:
         root = tensor.root
@@ -230,25 +232,26 @@ class Program:
         Returns:
             Whether no thread had to be woken for a short run.
         """
-        start, is_warm = time.perf_counter(), True
 
         def job(k: int) -> None:  # holds the program: threads touch its memory up to their return
             entry(self._addresses[0], k, threads, self._addresses[k + 1])
 
-        try:
+        with self._lock:
+            self._clear()
+            start, is_warm = time.perf_counter(), True
             if round_ and self._last_s < _ASIDE_S:
                 is_warm = POOL.run(round_)
             else:
                 POOL.run_aside(job, threads, self.abort)
-        finally:
-            if self._sync[loop.ABORT // 8]:
-                # The first thread may be back before the others have read that they shall stop.
-                POOL.run_aside(lambda k: None, threads, self.abort)
-                self._sync[: loop.SPINS // 8] = 0
-                self._tables[5:] = 0
-            else:
+            if not self._sync[loop.ABORT // 8]:
                 self._last_s = time.perf_counter() - start
         return is_warm
+
+    def _clear(self) -> None:
+        """Forget a run that was cut short: before the next one, since Ctrl-C may come again."""
+        if self._sync[loop.ABORT // 8]:
+            self._sync[: loop.SPINS // 8] = 0
+            self._tables[5:] = 0
 
     @property
     def meetings(self) -> list[int]:

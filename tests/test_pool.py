@@ -1,6 +1,7 @@
 """Threads between runs: handed over, parked, woken elsewhere, shared by several runs at a time."""
 
 import os
+import signal
 import threading
 import time
 
@@ -118,6 +119,45 @@ def test_ctrl_c_while_a_run_is_handed_out_leaves_nobody_waiting():
     assert counted.counts.tolist() == [1] * THREADS
     counted.run(pool)
     assert counted.counts.tolist() == [2] * THREADS
+
+
+def test_ctrl_c_before_threads_are_woken_leaves_nobody_waiting(monkeypatch):
+    pool, counted = Pool(), Counted()
+    parked = counted.round.parked
+
+    def interrupted():
+        signal.raise_signal(signal.SIGINT)
+        return parked()
+
+    monkeypatch.setattr(counted.round, "parked", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        counted.run(pool)
+    assert counted.counts.tolist() == [1] * THREADS
+
+
+def test_threads_are_woken_where_the_system_does_not_let_us_choose_their_core(monkeypatch):
+    def refuse(number, cores=None):
+        raise PermissionError
+
+    for name in ("sched_setaffinity", "sched_getaffinity"):
+        pool, counted = Pool(), Counted(lingers=False)
+        monkeypatch.setattr(os, name, refuse)
+        for k in range(1, 4):
+            counted.run(pool)
+            assert counted.counts.tolist() == [k] * THREADS
+
+
+def test_what_a_job_raises_reaches_the_caller_and_its_thread_lives_on():
+    pool, counted = Pool(), Counted()
+
+    def job(k: int) -> None:
+        if k == 1:
+            raise MemoryError("of one job")
+
+    with pytest.raises(MemoryError, match="of one job"):
+        pool.run_aside(job, THREADS, lambda: None)
+    counted.run(pool)
+    assert counted.counts.tolist() == [1] * THREADS
 
 
 def test_a_run_that_woke_threads_is_timed_by_the_next_one():

@@ -173,6 +173,41 @@ def test_ctrl_c_stops_a_long_run_between_kernels(
     assert not program.value(powers[-1]).any()
 
 
+def test_what_stopped_a_run_does_not_stop_the_next_one() -> None:
+    x = yp.tensor(np.full((64, 64), 0.5))
+    y = x @ x @ x
+    program = yp.Graph(y).compile(threads=1)
+    program.run()
+    want = program.value(y).tobytes()
+    program.abort()  # as where Ctrl-C came again, while the first was seen to
+    program._arena[:] = 0
+    program.run()
+    assert program.value(y).tobytes() == want
+
+
+def test_threads_that_run_one_program_wait_for_each_other() -> None:
+    random = np.random.default_rng(0)
+    w, x = (yp.tensor(random.standard_normal((96, 96)) / 10) for _ in range(2))
+    y = w @ (w @ (w @ (w @ x)))
+    program = yp.Graph(y).compile(threads=2)
+    program.run()
+    want = program.value(y).tobytes()
+
+    def work(k: int) -> None:
+        for _ in range(50):
+            if k == 0:
+                program._last_s = 1.0  # as after a long run: the next one is handed out aside
+            program.run()
+
+    workers = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
+    assert program.value(y).tobytes() == want
+
+
 def test_ctrl_c_while_threads_begin_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, stopped = Pool(), threading.Event()
     provide, through = pool._provide, []
