@@ -52,8 +52,7 @@ def our_step(
         model.attach_part("trained", adapter)
     else:
         model = Llama(CONFIG).init()
-    step = record_step(model, 8, AdamWSettings(), checkpoints, adapter=adapter)
-    step.matmul = matmul
+    step = record_step(model, 8, AdamWSettings(), checkpoints, adapter=adapter, matmul=matmul)
     step.compile(1)
     return lambda: step.run(list(BATCH), 0).loss
 

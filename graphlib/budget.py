@@ -18,6 +18,7 @@ from yupana.graphlib.errors import GraphError, MemoryBudgetError, require
 from yupana.graphlib.fusion import find_groups
 from yupana.graphlib.memory import least_bytes, make_plan
 from yupana.graphlib.needs import Lowered
+from yupana.graphlib.op import Matmul
 from yupana.graphlib.order import Order, evaluation_order
 from yupana.graphlib.remat import Remat, choose_checkpoints, find_boundaries, with_the_rest
 from yupana.graphlib.task import Task, make_tasks
@@ -52,6 +53,8 @@ class MemoryBudget:
     nbytes: int
     # Share of the graph's FLOPs that may be added to need even less.
     spare: float = 0.0
+    # What it is compiled with; see `Graph.compile`.
+    matmul: Matmul = "f32"
 
     def __post_init__(self) -> None:
         check_kinds("MemoryBudget", MemoryBudget.__annotations__, vars(self))
@@ -78,7 +81,7 @@ def recompute(
     outputs = [*outputs]
     remat = Remat(loss, outputs, order or "left")
     if isinstance(checkpoints, MemoryBudget):
-        chosen = _Search(remat, outputs, order).run(checkpoints)
+        chosen = _Search(remat, outputs, order, checkpoints.matmul).run(checkpoints)
         remat.apply(with_the_rest(chosen, remat.forward))
     elif isinstance(checkpoints, str):
         remat.apply(with_the_rest(_by_word(checkpoints, remat.forward), remat.forward))
@@ -105,11 +108,13 @@ class _Search:
     computed again. For the same part of the graph, a larger distance costs more.
     """
 
-    def __init__(self, remat: Remat, outputs: list[Tensor], order: Order | None) -> None:
+    def __init__(
+        self, remat: Remat, outputs: list[Tensor], order: Order | None, matmul: Matmul
+    ) -> None:
         self._remat, self._outputs = remat, outputs
         self._orders: tuple[Order, ...] = (order,) if order else ("left", "right")
         self._boundaries = [*find_boundaries(remat.forward)]
-        self._lowered = Lowered()
+        self._lowered = Lowered(matmul)
         self._sizes: dict[_Choice, int] = {}
         self._planned: set[_Choice] = set()
         self._known_costs: dict[int, list[float]] = {}

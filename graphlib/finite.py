@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from yupana.graphlib.dtypes import from_storage
 from yupana.graphlib.graph import Graph
+from yupana.graphlib.op import Matmul
 from yupana.graphlib.order import writers_by_root
 from yupana.graphlib.tensor import Tensor
 
@@ -39,7 +40,7 @@ def _described(tensor: Tensor) -> str:
     return f"{tensor.op.name} of {' and '.join(sources)}"
 
 
-def first_nonfinite(graph: Graph) -> NonFinite | None:
+def first_nonfinite(graph: Graph, matmul: Matmul = "f32") -> NonFinite | None:
     """Run a graph once and find what made its outputs NaN or infinite; None if nothing did.
 
     It starts at the outputs that are not finite and goes back through sources that are not, to
@@ -48,6 +49,10 @@ def first_nonfinite(graph: Graph) -> NonFinite | None:
 
     Every result gets memory of its own, so this takes far more of it than a run. Leaves that the
     graph writes to get their values back.
+
+    Args:
+        graph: what is run.
+        matmul: as it was compiled; see `Graph.compile`.
 
     >>> import yupana as yp
     >>> x = yp.tensor([1.0, 0.0], name="x")
@@ -59,7 +64,7 @@ def first_nonfinite(graph: Graph) -> NonFinite | None:
     before = {leaf: leaf.data.copy() for leaf in writers_by_root(graph.nodes) if leaf.is_leaf}
     found = {leaf: counts for leaf in graph.leaves if (counts := _count_leaf(leaf))}
     everything = Graph([*nodes, *graph.outputs], order=graph.order)
-    program = everything.compile(fuse=False, reuse=False)
+    program = everything.compile(fuse=False, reuse=False, matmul=matmul)
     program.run()
     found |= {node: counts for node in nodes if (counts := _count(program.value(node)))}
     for leaf, values in before.items():

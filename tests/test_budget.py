@@ -6,6 +6,7 @@ import pytest
 import yupana as yp
 from yupana.graphlib.budget import MemoryBudget, recompute
 from yupana.graphlib.errors import MemoryBudgetError
+from yupana.graphlib.program import prepare
 from yupana.graphlib.remat import Remat, find_boundaries, with_the_rest
 from yupana.models.llama import Llama, LlamaConfig, weight_shapes
 from yupana.train.bill import make_bill
@@ -109,6 +110,18 @@ def test_memory_in_plenty_is_never_too_small(n_ctx) -> None:
     plain, spared = bill(None), bill(MemoryBudget(1 << 40, 0.05))
     assert spared.total <= plain.total
     assert spared.recomputed <= 0.05 * plain.flops
+
+
+def test_what_products_of_pairs_pack_counts() -> None:
+    x = yp.Context(no_alloc=True).input((300, 128))
+    for _ in range(3):
+        x = x @ x.context.param((128, 128))
+    loss = x.sum()
+    outputs = [loss, *yp.gradients(loss).values()]
+    graph = yp.Graph(outputs)
+    limit = graph.plan().own_bytes  # where float32 is read where it lies, pairs are packed
+    recompute(loss, outputs, MemoryBudget(limit, matmul="bf16"))
+    assert prepare(graph, matmul="bf16").plan.own_bytes <= limit
 
 
 def test_what_follows_the_gradients_counts_too() -> None:

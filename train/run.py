@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yupana.graphlib.budget import Checkpoints
+from yupana.graphlib.budget import Checkpoints, MemoryBudget
 from yupana.graphlib.context import Context
+from yupana.graphlib.op import Matmul
 from yupana.graphlib.tensor import Tensor
 from yupana.models.llama import Llama
 from yupana.models.tokenizer_base import Tokenizer
@@ -112,6 +113,7 @@ def record_step(
     adapter: TrainedAdapter | None = None,
     n_ctx: int | None = None,
     flash: bool = True,
+    matmul: Matmul = "f32",
 ) -> Step:
     """The training step of a model on (n_batch, n_ctx) tokens, recorded and not yet compiled.
 
@@ -122,7 +124,10 @@ def record_step(
         adapter: that is trained, attached to the model.
         n_ctx: by default that of the model.
         flash: attention in one op.
+        matmul: see `Graph.compile`.
     """
+    if isinstance(checkpoints, MemoryBudget):
+        checkpoints = replace(checkpoints, matmul=matmul)
     context = Context(no_alloc=model.context.no_alloc)
     shape = (n_batch, n_ctx or model.config.n_ctx)
     names = Batch._fields if is_packed else ("tokens", "targets")
@@ -133,6 +138,7 @@ def record_step(
         step = LbfgsStep(loss, [*inputs.values()], settings, checkpoints, n_parts)
     else:
         step = TrainingStep(loss, [*inputs.values()], settings, checkpoints, n_parts)
+    step.matmul = matmul
     if adapter is not None and adapter.seed is not None:
         with adapter.without_dropout():
             step.plain_loss = model.loss(**inputs, flash=flash)
@@ -154,7 +160,7 @@ def fit_step(
     available = available_bytes()
 
     def record(checkpoints: Checkpoints, n_batch: int, n_ctx: int) -> Step:
-        step = record_step(
+        return record_step(
             model,
             n_batch,
             settings.optimiser(),
@@ -164,9 +170,8 @@ def fit_step(
             adapter,
             n_ctx,
             settings.use_flash,
+            settings.matmul,
         )
-        step.matmul = settings.matmul
-        return step
 
     checkpoints = settings.checkpoints(available)
     return fitting_step(record, checkpoints, settings.batch, model.config.n_ctx, available)

@@ -221,7 +221,7 @@ class TrainingStep(Step):
         if self._sums:
             self._sums.clear()
             self._sums.set(1.0, is_last=True)
-        found = first_nonfinite(self.graph)
+        found = first_nonfinite(self.graph, self.matmul)
         site = f", recorded at {found.tensor.site}" if found and config.debug else ""
         first = f" First in {found}{site}." if found else ""
         return (

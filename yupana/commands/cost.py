@@ -49,6 +49,8 @@ class Settings(ModelSettings, LoraSettings, Given):
     optimizer: Annotated[Literal["adamw", "sgd", "lbfgs"], arg(aliases=["-opt"])] = "adamw"
     # Attention in one op, without the matrix of all scores; off: as separate nodes.
     use_flash: bool = True
+    # What larger matrix products multiply: float32, or that rounded to bf16.
+    matmul: Literal["f32", "bf16"] = "f32"
     # Print JSON instead of a table.
     json: bool = False
 
@@ -142,6 +144,7 @@ def _costs(settings: Settings, model: Llama, adapter: TrainedAdapter | None = No
             settings.grad_acc,
             adapter=adapter,
             flash=settings.use_flash,
+            matmul=settings.matmul,
         )
         for name, way in WAYS.items()
     }
