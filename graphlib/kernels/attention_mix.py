@@ -95,7 +95,7 @@ def _mix(rows: int, dtype: str, b: Any, args: list[Any]) -> None:
         def add(p: Any, some: list[list[Cell]]) -> None:
             start = b.add(b.add(v, b.mul(v_row, p)), b.mul(b.sdiv(d, const(unit)), const(size)))
             for near in range(0, n * LANES // unit * size, FETCHED):
-                prefetch(b, b.add(b.add(start, ahead), const(near)))
+                prefetch(b, b.add(b.add(start, ahead), const(near)), 1)
             values = _read(b, dtype, start, n, mask)
             for r, totals in enumerate(some):
                 place = b.add(b.add(w, b.mul(w_row, const(r))), b.mul(p, const(4)))

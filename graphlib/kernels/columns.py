@@ -24,6 +24,7 @@ from yupana.graphlib.kernels.vector import (
 
 ROWS = COLUMNS = 4  # rows of A and columns that are taken together
 _AHEAD = 8192  # bytes read before what is fetched is wanted, at least
+_LONG = 512  # elements; models with rows so long are larger than the caches that cores share
 
 
 class Ahead(NamedTuple):
@@ -32,9 +33,10 @@ class Ahead(NamedTuple):
     x_row: Any  # bytes from one column to the next
     is_dense: Any  # whether there are no gaps between columns
     distance: Any  # bytes from what is read to what is fetched
+    is_far: Any  # whether it comes from memory, not from a cache
 
     @classmethod
-    def of(cls, b: Any, x_row: Any, row_bytes: Any) -> "Ahead":
+    def of(cls, b: Any, x_row: Any, row_bytes: Any, inner: Any) -> "Ahead":
         """So far that some bytes are read meanwhile, but by whole calls."""
         calls = b.udiv(const(_AHEAD), b.mul(row_bytes, const(COLUMNS)))
         calls = b.select(b.icmp_signed("<", calls, const(1)), const(1), calls)
@@ -42,6 +44,7 @@ class Ahead(NamedTuple):
             x_row,
             b.icmp_signed("==", x_row, row_bytes),
             b.mul(x_row, b.mul(calls, const(COLUMNS))),
+            b.icmp_signed(">=", inner, const(_LONG)),
         )
 
 
@@ -63,7 +66,7 @@ def in_groups(
     each = COLUMNS
     while each > 1 and rows * each * registers > REGISTERS // 2:
         each //= 2
-    ahead = Ahead.of(b, x_row, row_bytes)
+    ahead = Ahead.of(b, x_row, row_bytes, inner)
 
     def group(j: Any) -> None:
         along = b.mul(j, const(4))
@@ -126,7 +129,8 @@ def fetch(b: Any, columns: list[Any], ahead: Ahead, done: Any, nbytes: int) -> N
     """Fetch part of what later calls will read, in the order in which it lies in memory.
 
     The hardware fetches ahead of a program that reads one stream, not several: columns without
-    gaps between them are fetched as if they were one.
+    gaps between them are fetched as if they were one. The nearest cache waits for few lines at a
+    time, too few for memory, so what comes from there goes to the next one.
 
     Args:
         done: bytes of each column that were read.
@@ -134,11 +138,20 @@ def fetch(b: Any, columns: list[Any], ahead: Ahead, done: Any, nbytes: int) -> N
     """
     apart = b.select(ahead.is_dense, const(nbytes), ahead.x_row)
     done = b.mul(done, b.select(ahead.is_dense, const(len(columns)), const(1)))
-    at = b.add(b.add(columns[0], ahead.distance), done)
-    for _ in columns:
-        for near in range(0, nbytes, FETCHED):
-            prefetch(b, b.add(at, const(near)))
-        at = b.add(at, apart)
+    first = b.add(b.add(columns[0], ahead.distance), done)
+
+    def fetch_to(level: int) -> None:
+        at = first
+        for _ in columns:
+            for near in range(0, nbytes, FETCHED):
+                prefetch(b, b.add(at, const(near)), level)
+            at = b.add(at, apart)
+
+    with b.if_else(ahead.is_far) as (far, near_by):
+        with far:
+            fetch_to(2)
+        with near_by:
+            fetch_to(1)
 
 
 def with_addend(b: Any, value: Any, d: Any, read: Callable[[], Any]) -> Any:

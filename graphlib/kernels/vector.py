@@ -119,13 +119,16 @@ def multiply_add(b: Any, x: Any, y: Any, z: Any) -> Any:
     return b.call(declare(b.module, name, x.type, [x.type] * 3), [x, y, z])
 
 
-def prefetch(b: Any, address: Any) -> None:
-    """Ask for the cache line at `address`, which need not exist, to be brought near."""
+def prefetch(b: Any, address: Any, level: int) -> None:
+    """Ask for the cache line at `address`, which need not exist, to be brought near.
+
+    `level`: to the nearest cache, 1, or to the next, 2.
+    """
     pointer = ir.IntType(8).as_pointer()
     arguments = [pointer, I32, I32, I32]
     function = declare(b.module, "llvm.prefetch.p0", ir.VoidType(), arguments)
-    read, second_level, data = (ir.Constant(I32, value) for value in (0, 3, 1))
-    b.call(function, [b.inttoptr(address, pointer), read, second_level, data])
+    read, locality, data = (ir.Constant(I32, value) for value in (0, 4 - level, 1))
+    b.call(function, [b.inttoptr(address, pointer), read, locality, data])
 
 
 def shuffle(b: Any, x: Any, y: Any, lanes: list[int]) -> Any:
