@@ -17,7 +17,7 @@ from yupana.models.convert_hub import LAYER_NAMES
 from yupana.models.decoder import Sizes
 from yupana.models.formats.safetensors_file import read_safetensors
 from yupana.models.formats.stored import StoredTensor
-from yupana.models.llama import FAMILIES
+from yupana.models.hub_rows import in_neighbours
 from yupana.models.lora import EMBEDDING, Adapter, Floats
 from yupana.models.tensor_values import parts_of
 
@@ -125,30 +125,6 @@ def pair_of(
     if weight == EMBEDDING:
         return np.ascontiguousarray(second.T), np.ascontiguousarray(first.T)
     return first, in_neighbours(second, weight, sizes)
-
-
-def in_halves(rows: Floats, weight: str, sizes: Sizes) -> Floats:
-    """Rows in the order of Hugging Face."""
-    if not (heads := _heads(weight, sizes)):
-        return np.ascontiguousarray(rows)
-    pairs = rows.reshape(heads, sizes.head_width // 2, 2, *rows.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
-
-
-def in_neighbours(rows: Floats, weight: str, sizes: Sizes) -> Floats:
-    """Rows in the order of ggml."""
-    heads = _heads(weight, sizes)
-    if not heads or len(rows) != heads * sizes.head_width:  # the wrong shape is told of later
-        return rows
-    halves = rows.reshape(heads, 2, sizes.head_width // 2, *rows.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
-
-
-def _heads(weight: str, sizes: Sizes) -> int:
-    """Heads whose rows are in another order there; 0: none."""
-    if FAMILIES[sizes.architecture].rope_mode != "normal":
-        return 0
-    return {"attn_q": sizes.n_head, "attn_k": sizes.n_head_kv}.get(weight.split(".")[-2], 0)
 
 
 def _values(tensor: StoredTensor) -> Floats:

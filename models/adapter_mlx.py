@@ -16,13 +16,13 @@ from yupana.graphlib.errors import FileFormatError
 from yupana.models.adapter_hub import (
     CONFIG,
     adapter_of,
-    in_neighbours,
     pair_of,
     read_parts,
     weight_of,
 )
 from yupana.models.decoder import Sizes
 from yupana.models.formats.hub_folder import read_json
+from yupana.models.hub_rows import in_neighbours
 from yupana.models.lora import EMBEDDING, Adapter
 
 TENSORS = "adapters.safetensors"

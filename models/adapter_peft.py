@@ -20,8 +20,6 @@ from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.models.adapter_hub import (
     CONFIG,
     adapter_of,
-    in_halves,
-    in_neighbours,
     module_of,
     pair_of,
     read_parts,
@@ -30,6 +28,7 @@ from yupana.models.adapter_hub import (
 from yupana.models.decoder import Sizes
 from yupana.models.formats.gguf_writer import atomic_write, temporary_path
 from yupana.models.formats.hub_folder import read_json
+from yupana.models.hub_rows import in_halves, in_neighbours
 from yupana.models.llama import FAMILIES
 from yupana.models.lora import EMBEDDING, Adapter
 

@@ -8,8 +8,9 @@ from yupana.graphlib.errors import FileFormatError
 from yupana.models.conversion import Conversion, changed
 from yupana.models.formats.gguf_cursor import shown
 from yupana.models.formats.hub_folder import HubFolder
-from yupana.models.formats.stored import Array, StoredTensor
+from yupana.models.formats.stored import StoredTensor
 from yupana.models.hub_config import HubConfig
+from yupana.models.hub_rows import in_neighbours, reordered_heads
 from yupana.models.llama import LlamaConfig, optional_shapes, weight_shapes
 from yupana.models.llama_gguf import llama_metadata
 from yupana.models.vocabulary_hub import hub_entries
@@ -94,19 +95,10 @@ def _sorted(sizes: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> list[str
 
 
 def _in_order(tensor: StoredTensor, sizes: LlamaConfig) -> StoredTensor:
-    """Rows of queries and keys as ggml wants them.
-
-    The hub's models rotate element i of a head with element i + K/2, ggml Llama's 2i with 2i + 1.
-    """
-    heads = {"attn_q": sizes.n_head, "attn_k": sizes.n_head_kv}.get(tensor.name.split(".")[-2])
-    if heads is None or sizes.family.rope_mode != "normal":
+    """Rows of queries and keys as ggml wants them."""
+    if not reordered_heads(tensor.name, sizes):
         return tensor
-
-    def interleaved(rows: Array) -> Array:
-        halves = rows.reshape(heads, 2, sizes.head_width // 2, *rows.shape[1:])
-        return halves.swapaxes(1, 2).reshape(rows.shape)
-
-    return changed(tensor, interleaved)
+    return changed(tensor, lambda rows: in_neighbours(rows, tensor.name, sizes))
 
 
 def _check(path: Path, sizes: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> None:

@@ -7,7 +7,9 @@ import yupana as yp
 from yupana.graphlib.context import Context
 from yupana.graphlib.errors import FileFormatError, SettingError
 from yupana.graphlib.graph import Graph
+from yupana.models.adapter_peft import save_peft
 from yupana.models.formats import write_gguf
+from yupana.models.llama import LlamaConfig
 from yupana.models.loading import load_model
 from yupana.models.lora import Adapter
 from yupana.models.session import Session
@@ -112,6 +114,16 @@ def test_adapters_give_the_scores_of_the_merged_weights():
     merged = arrays | {"token_embd.weight": arrays["token_embd.weight"] + 0.25 * b @ a}
     got = Session(model, cache="f32", threads=1).eval_all(IDS)
     np.testing.assert_allclose(got, formula(config, merged, IDS), rtol=1e-3, atol=1e-3)
+
+
+def test_an_adapter_of_a_llama_in_peft_is_told_apart(tmp_path):
+    config = config_of(tied=True)
+    write_gguf(tmp_path / "m.gguf", starcoder_metadata(config), arrays_of(config))
+    pair = np.ones((2, 24), np.float32), np.ones((24, 2), np.float32)
+    sizes = LlamaConfig(n_vocab=19, n_ctx=16, n_embd=24, n_layer=2, n_head=3)
+    save_peft(tmp_path / "a", Adapter("a", {"blk.0.attn_q.weight": pair}), sizes)
+    with pytest.raises(SettingError, match=r"no such weight: got 'blk\.0\.attn_q\.weight'"):
+        yp.load(tmp_path / "m.gguf", adapters=[tmp_path / "a"])
 
 
 def test_positions_end_where_they_were_learned():
