@@ -7,6 +7,7 @@ a panel. Lanes without a line are filled with copies or zeros, never with what m
 The functions are called through their addresses, so that one tile kernel serves all dtypes.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,8 @@ def _pack(dtype: str, b: Any, args: list[Any]) -> None:
             _copy(b, dtype, source, k_stride, out, out_k, count, lines)
         with otherwise, b.if_else(b.and_(k_near, long)) as (square, scattered):
             with square:
-                pack_lines(b, dtype, source, line, out, out_k, count, lines)
+                read = partial(load_f32, b, dtype, lanes=LANES)
+                pack_lines(b, size, read, source, line, out, out_k, count, lines)
             with scattered:
                 _gather(b, dtype, source, line, k_stride, out, out_k, count, lines)
 
@@ -64,17 +66,27 @@ def _copy(
 
 
 def pack_lines(
-    b: Any, dtype: str, source: Any, line: Any, out: Any, out_k: Any, count: Any, lines: Any
+    b: Any,
+    size: int,
+    read: Callable[[Any], Any],
+    source: Any,
+    line: Any,
+    out: Any,
+    out_k: Any,
+    count: Any,
+    lines: Any,
 ) -> None:
-    """The k of one line are neighbours: squares of LANES, the last may overlap its neighbour."""
-    size = const(ITEMSIZE[dtype])
+    """The k of one line are neighbours: squares of LANES, the last may overlap its neighbour.
+
+    `read` gives LANES of them from an address on, each of `size` bytes there.
+    """
     places = []
     for lane in range(LANES):  # lines that do not exist repeat line 0
         exists = b.icmp_signed("<", const(lane), lines)
         places.append(b.add(source, b.select(exists, b.mul(line, const(lane)), const(0))))
 
     def square(k: Any) -> None:
-        rows = [load_f32(b, dtype, b.add(p, b.mul(k, size)), LANES) for p in places]
+        rows = [read(b.add(place, b.mul(k, const(size)))) for place in places]
         for i, value in enumerate(transpose(b, rows)):
             store(b, value, b.add(out, b.mul(b.add(k, const(i)), out_k)))
 

@@ -13,7 +13,7 @@ from typing import Any
 from numba import int64, void
 
 from yupana.graphlib.kernels.compiler import Kernel
-from yupana.graphlib.kernels.gemm_pack import pack_group
+from yupana.graphlib.kernels.gemm_pack import pack_group, pack_lines
 from yupana.graphlib.kernels.gemm_plan import Gemm, Matrix
 from yupana.graphlib.kernels.pairs import joined, neighbours
 from yupana.graphlib.kernels.vector import (
@@ -25,7 +25,6 @@ from yupana.graphlib.kernels.vector import (
     loop,
     mask_below,
     store,
-    transpose,
     vector,
     void_intrinsic,
     zeros,
@@ -78,29 +77,10 @@ def _pack(dtype: str, b: Any, args: list[Any]) -> None:
             loop(b, const(0), count, 1, copy)
         with otherwise, b.if_else(b.and_(k_near, long)) as (square, scattered):
             with square:
-                pack_line_pairs(b, dtype, source, line, out, out_k, count, lines)
+                read = partial(neighbours, b, dtype)
+                pack_lines(b, 2 * size, read, source, line, out, out_k, count, lines)
             with scattered:
                 loop(b, const(0), count, 1, gather)
-
-
-def pack_line_pairs(
-    b: Any, dtype: str, source: Any, line: Any, out: Any, out_k: Any, count: Any, lines: Any
-) -> None:
-    """The k of one line are neighbours: as `gemm_pack.pack_lines`."""
-    pair = const(2 * ITEMSIZE[dtype])
-    places = []
-    for lane in range(LANES):  # lines that do not exist repeat line 0
-        exists = b.icmp_signed("<", const(lane), lines)
-        places.append(b.add(source, b.select(exists, b.mul(line, const(lane)), const(0))))
-
-    def step(k: Any) -> None:
-        last = b.sub(count, const(LANES))  # the last square may overlap its neighbour
-        at = b.select(b.icmp_signed("<", last, k), last, k)
-        rows = [neighbours(b, dtype, b.add(place, b.mul(at, pair))) for place in places]
-        for i, value in enumerate(transpose(b, rows)):
-            store(b, value, b.add(out, b.mul(b.add(at, const(i)), out_k)))
-
-    loop(b, const(0), b.add(count, const(LANES - 1)), LANES, step)
 
 
 PACK_PAIRS = {

@@ -12,13 +12,14 @@ from numba import int64, void
 
 from yupana.graphlib.kernels.compiler import Kernel
 from yupana.graphlib.kernels.gemm_pack import pack_lines
-from yupana.graphlib.kernels.gemm_pairs import pack_line_pairs
 from yupana.graphlib.kernels.gemm_plan import K_BLOCK
+from yupana.graphlib.kernels.pairs import neighbours
 from yupana.graphlib.kernels.quant_lines import LINE, lines_of, numbers
 from yupana.graphlib.kernels.vector import (
     F32,
     LANES,
     const,
+    load_f32,
     loop,
     store,
     void_intrinsic,
@@ -48,8 +49,8 @@ def _pack(name: str, each: int, b: Any, args: list[Any]) -> None:
         loop(b, const(0), b.sdiv(b.mul(count, const(each)), const(block)), 1, one)
 
     loop(b, const(0), lines, 1, expand)
-    pack_near = pack_lines if each == 1 else pack_line_pairs
-    pack_near(b, "f32", near, row_bytes, out, out_k, count, lines)
+    read = partial(load_f32, b, "f32", lanes=LANES) if each == 1 else partial(neighbours, b, "f32")
+    pack_lines(b, 4 * each, read, near, row_bytes, out, out_k, count, lines)
 
 
 pack: Any = None  # what a Kernel binds
