@@ -27,7 +27,7 @@ KNOWN = {
     "prompt": {"F32": 13352, "Q8_0": 12822, "Q4_0": 18870},
 }
 PROMPT, START, STEPS = 128, 16, 60
-_PAUSE_S = 0.2  # for so long llama.cpp's idle threads may look for work
+PAUSE_S = 0.2  # for so long llama.cpp's idle threads may look for work
 Sides = dict[str, dict[str, Callable[[], object]]]
 
 
@@ -80,7 +80,7 @@ def rates(sides: Sides, rounds: int) -> dict[str, dict[str, float]]:
     """Tokens per second of each side, decoding and reading a prompt."""
     calls = {(name, what): f for name, runs in sides.items() for what, f in runs.items()}
     named = {f"{name}|{what}": f for (name, what), f in calls.items()}
-    seconds = in_turn(named, rounds, pause_s=_PAUSE_S)
+    seconds = in_turn(named, rounds, pause_s=PAUSE_S)
     return {
         name: {
             "decode": STEPS / (seconds[f"{name}|decode"] - seconds[f"{name}|start"]),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from decode import has_llama_cpp
+from decode import PAUSE_S, has_llama_cpp
 from measure import in_turn
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -28,7 +28,6 @@ CONFIG = LlamaConfig(
     rms_eps=1e-6, rope_base=1e6, tied=True, architecture="qwen2",
 )  # fmt: skip
 PROMPT, START, STEPS = 128, 16, 5
-_PAUSE_S = 0.2  # for so long llama.cpp's idle threads may look for work
 
 
 def write_model(path: Path) -> None:
@@ -101,7 +100,7 @@ def main() -> None:
                 for prompt, _ in sides.values():
                     prompt()
                 runs = {name: calls[k] for name, calls in sides.items()}
-                seconds = in_turn(runs, rounds, pause_s=_PAUSE_S)
+                seconds = in_turn(runs, rounds, pause_s=PAUSE_S)
                 rates = {name: count / s for name, s in seconds.items()}
                 told = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
                 print(f"{what}, {threads} thread(s), tokens per second: {told}", flush=True)
