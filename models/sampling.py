@@ -105,13 +105,13 @@ class Sampler:
         if s.adaptive_target >= 0 and not s.mirostat and "adaptive_p" in s.names:
             self._adaptive = AdaptiveP(s.adaptive_target, s.adaptive_decay)
         chain = self._make_chain()
-        self._chain = [*chain.values()]
+        self._chain = [step for _, step in chain]
         # How many of the best the chain begins with, whatever the others are; 0: with all.
         self._n_best = 0
         if not len(bias) and not s.mirostat:
-            first = next(iter(chain), "")
-            only_best = self._is_greedy and [*chain] == ["temperature"]
-            self._n_best = 1 if only_best else s.top_k if first == "top_k" else 0
+            names = [name for name, _ in chain]
+            only_best = self._is_greedy and names == ["temperature"]
+            self._n_best = 1 if only_best else s.top_k if names[:1] == ["top_k"] else 0
 
     def pick(self, logits: ArrayLike, stream: RandomStream) -> int:
         """Draw one token.
@@ -228,7 +228,7 @@ class Sampler:
                 "the vocabulary."
             )
 
-    def _make_chain(self) -> dict[str, _Step]:
+    def _make_chain(self) -> list[tuple[str, _Step]]:
         """The samplers that do something; where the best token wins, only those that change it."""
         s, keep = self.settings, self.settings.min_keep
         penalised = s.repeat_penalty != 1 or s.frequency_penalty != 0 or s.presence_penalty != 0
@@ -249,7 +249,7 @@ class Sampler:
         names: Iterable[str] = ["temperature"] if s.mirostat else s.names
         if self._is_greedy and not {"typ_p", "xtc"} & {n for n in s.names if known[n][0]}:
             names = [n for n in names if n in ("penalties", "dry", "temperature")]
-        return {name: known[name][1] for name in names if known[name][0]}
+        return [(name, known[name][1]) for name in names if known[name][0]]
 
     @property
     def _is_greedy(self) -> bool:

@@ -329,3 +329,11 @@ def test_a_negative_seed_is_refused():
 
 
 GOLDEN = [235, 88, 134, 185, 139, 68, 38, 286, 4, 108, 126, 25]
+
+
+def test_a_sampler_that_is_named_twice_works_twice():
+    logits, stream = np.float32([0.0, 1.0, 2.0]), RandomStream(0)
+    twice = Sampler(Sampling(samplers="temperature;temperature", temp=0.5))
+    once = Sampler(Sampling(samplers="temperature", temp=0.25))
+    got, want = (s.probabilities(logits, stream)[1].tolist() for s in (twice, once))
+    assert got == want
